@@ -1,0 +1,1 @@
+"""Neural operators, buffers and the trainer, on torch; never PETSc, never MPI."""

@@ -1,0 +1,1 @@
+"""Linear systems and the solvers that remember between them, on PETSc."""

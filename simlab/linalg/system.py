@@ -1,0 +1,137 @@
+"""The linear system and the solver protocol: what problem families hand over and what solvers must answer.
+
+    state = solver.init(first)
+    for system in systems:
+        result, state = solver.solve(system, state)
+
+A solver is a value, and what it learned is another value. Symbols: A x = b; relative residuals are
+``||b - A x|| / ||b||`` with the unpreconditioned 2-norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from simlab.core.config import Registry
+from simlab.core.reports import SolveReport
+from simlab.core.samples import Sample
+
+if TYPE_CHECKING:
+    from petsc4py import PETSc
+
+__all__ = [
+    "LinearSolver",
+    "LinearSystem",
+    "SolveResult",
+    "SolverState",
+    "StructuredGrid",
+    "Traits",
+    "solvers",
+]
+
+
+@dataclass(frozen=True)
+class StructuredGrid:
+    """The grid a matrix lives on: one unknown per cell, last axis fastest.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Cells along each axis, first axis slowest.
+    boundary : {"dirichlet", "neumann", "periodic"}
+        Condition on the faces of the box (cell-centred finite volumes: half a cell away from the first unknown).
+    """
+
+    shape: tuple[int, ...]
+    boundary: Literal["dirichlet", "neumann", "periodic"] = "dirichlet"
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Claims about a matrix, which tests check.
+
+    Attributes
+    ----------
+    spd, symmetric : bool
+    constant_matrix : bool
+        Every system of the family has the same matrix; only right-hand sides differ.
+    grid : StructuredGrid, optional
+        Set when A is a 5- or 7-point stencil on a uniform grid, ordered naturally within one rank.
+    """
+
+    spd: bool = False
+    symmetric: bool = False
+    constant_matrix: bool = False
+    grid: StructuredGrid | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSystem:
+    """One system ``A x = b``. ``A`` and ``b`` may be reused by the next system: copy what must outlive it."""
+
+    A: PETSc.Mat
+    b: PETSc.Vec
+    traits: Traits = Traits()
+    mu: Sample | None = None
+    index: int = 0
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Identity and value counter of the matrix: equal versions mean that not an entry changed."""
+        return self.A.handle, self.A.stateGet()
+
+    def residual(self, x: PETSc.Vec) -> float:
+        """Return ``||b - A x|| / ||b||`` (``||A x||`` when b = 0). Collective."""
+        r = self.b.duplicate()
+        self.A.mult(x, r)
+        r.aypx(-1.0, self.b)
+        reference, size = self.b.norm(), r.norm()
+        r.destroy()
+        return size / reference if reference else size
+
+    def features(self) -> np.ndarray:
+        """Return the sample's parameters and input fields as one flat vector, for orderings and tuners."""
+        if self.mu is None:
+            return np.zeros(0)
+        parts = [np.asarray(list(self.mu.parameters.values()), dtype=float)]
+        return np.concatenate([*parts, *(np.ravel(values) for values in self.mu.fields.values())])
+
+
+@dataclass(frozen=True, eq=False)
+class SolveResult:
+    """A solution and its report. ``x`` belongs to the solver's state and is overwritten by its next solve."""
+
+    x: PETSc.Vec
+    report: SolveReport
+
+
+class SolverState(Protocol):
+    """What a solver carries from system to system."""
+
+    def destroy(self) -> None:
+        """Free PETSc objects. Collective."""
+        ...
+
+
+class LinearSolver(Protocol):
+    """A linear solver, described by frozen settings."""
+
+    kind: ClassVar[str]
+    rtol: float
+
+    def init(self, system: LinearSystem) -> Any:
+        """Return a fresh state for systems that look like this one. Collective."""
+        ...
+
+    def solve(self, system: LinearSystem, state: Any) -> tuple[SolveResult, Any]:
+        """Solve, check the true residual, and return the result with the next state. Collective.
+
+        Never raises for slow convergence: ``result.report.reason`` says what happened.
+        """
+        ...
+
+
+solvers: Registry[LinearSolver] = Registry("solver", "simlab.linalg", "simlab.solvers")

@@ -1,0 +1,1 @@
+"""Unstructured meshes: read, check, partition, resample."""

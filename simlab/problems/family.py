@@ -1,0 +1,117 @@
+"""The problem family protocol: parameters in, linear systems out, fields back. One frozen dataclass per PDE.
+
+A stationary problem is one step; a time-dependent one is ``steps`` systems per sample, each made from the solution
+before. :func:`trajectory` is the loop that all callers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from simlab.core.config import Registry
+from simlab.core.samples import Sample
+from simlab.linalg.system import LinearSystem, SolveResult
+from simlab.store.schema import Schema
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+    from petsc4py import PETSc
+
+__all__ = ["ParameterSpace", "ProblemFamily", "Step", "families", "trajectory"]
+
+
+class ParameterSpace(Protocol):
+    """Where samples come from. Sample ``i`` depends on ``(seed, i)`` only."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of scalar parameters and input fields."""
+        ...
+
+    def sample(self, n: int, seed: int, start: int = 0) -> list[Sample]:
+        """Return samples ``start .. start + n - 1`` of the study ``seed``."""
+        ...
+
+    def contains(self, mu: Sample) -> bool:
+        """Return whether a sample could have been drawn from this space (bounds of its scalars and fields)."""
+        ...
+
+
+class ProblemFamily(Protocol):
+    """A parametric PDE, discretised. Frozen settings; all working storage lives in the workspace of ``setup``."""
+
+    kind: ClassVar[str]
+
+    @property
+    def space(self) -> ParameterSpace:
+        """Parameter space."""
+        ...
+
+    @property
+    def schema(self) -> Schema:
+        """Grid, times, fields and parameters of every trajectory. Needs neither PETSc nor MPI."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Linear systems per sample; 1 for a stationary problem."""
+        ...
+
+    def validate(self) -> None:
+        """Look at everything the case names (files, groups, values) and raise ConfigError. Rank-local, no PETSc."""
+        ...
+
+    def setup(self, comm: MPI.Comm) -> Any:
+        """Make the workspace: grid, preallocated matrix and vectors, with ``destroy()``. Collective."""
+        ...
+
+    def assemble(
+        self, mu: Sample, state: Any, step: int = 0, previous: PETSc.Vec | None = None
+    ) -> LinearSystem:
+        """Fill the workspace's matrix and right-hand side for one step. Collective."""
+        ...
+
+    def observe(self, mu: Sample, x: PETSc.Vec, state: Any) -> dict[str, np.ndarray]:
+        """Return every output field, global and in natural order, on the group's root, ``{}`` elsewhere. Collective."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One solved step of one sample: ``fields`` as ``observe`` gives them."""
+
+    step: int
+    time: float
+    fields: dict[str, np.ndarray]
+    result: SolveResult
+
+
+def trajectory(
+    family: ProblemFamily, mu: Sample, workspace: Any, solve: Callable[[LinearSystem], SolveResult]
+) -> Iterator[Step]:
+    """Solve one sample step by step. Collective on the workspace's communicator.
+
+    Yields
+    ------
+    Step
+        In order of time. A failed solve raises :class:`simlab.core.errors.ConvergenceError` on every rank.
+    """
+    times = family.schema.times
+    previous = None
+    for step in range(family.steps):
+        result = solve(family.assemble(mu, workspace, step, previous))
+        result.report.check()
+        yield Step(step, times[step], family.observe(mu, result.x, workspace), result)
+        if step + 1 < family.steps:  # the solver overwrites x in its next solve
+            if previous is None:
+                previous = result.x.duplicate()
+            result.x.copy(previous)
+    if previous is not None:
+        previous.destroy()
+
+
+families: Registry[ProblemFamily] = Registry("family", "simlab.problems", "simlab.families")

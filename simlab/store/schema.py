@@ -1,0 +1,184 @@
+"""The schema of a campaign: grid, times, fields, parameters, boundaries and mesh of every trajectory in a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from simlab.core.errors import SchemaError
+from simlab.core.samples import Sample
+
+__all__ = ["Axis", "Boundary", "FieldSpec", "Mesh", "Schema"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the structured grid; ``coordinates`` are the points where values live (cell centres or nodes)."""
+
+    name: str
+    coordinates: tuple[float, ...]
+    units: str = "1"
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One field.
+
+    Attributes
+    ----------
+    role : {"input", "output"}
+        Inputs are given by the sample and constant in time; outputs are solved for at every stored time.
+    order : int
+        Tensor order: 0 scalar, 1 vector, 2 tensor (trailing axes of length ``n_dims``).
+    location : {"grid", "vertex"}
+        On the structured grid, or on the vertices of the schema's mesh (outputs only).
+    """
+
+    name: str
+    role: Literal["input", "output"] = "output"
+    order: int = 0
+    units: str = "1"
+    long_name: str = ""
+    location: Literal["grid", "vertex"] = "grid"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Boundary condition of both ends of an axis, in The Well's words."""
+
+    axis: str
+    kind: Literal["periodic", "wall", "open"] = "wall"
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Unstructured mesh: ``points`` (n, d) float64 and connectivity by meshio cell type."""
+
+    points: np.ndarray
+    cells: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What every trajectory of a campaign looks like.
+
+    Attributes
+    ----------
+    name : str
+        Dataset name.
+    axes : tuple of Axis
+        Structured grid, first axis slowest (``indexing="ij"``).
+    fields : tuple of FieldSpec
+    times : tuple of float
+        Stored times; ``(0.0,)`` for a stationary problem.
+    parameters : mapping of str to str
+        Scalar parameters that vary between samples, with their units.
+    constants : mapping of str to float
+        Scalars that do not vary.
+    boundaries : tuple of Boundary
+    mesh : Mesh, optional
+        When fields live on vertices; the grid fields are then resampled from it.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    fields: tuple[FieldSpec, ...]
+    times: tuple[float, ...] = (0.0,)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
+    boundaries: tuple[Boundary, ...] = ()
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.fields]
+        if len(set(names)) != len(names):
+            raise SchemaError(f"schema {self.name}: two fields of one name in {names}")
+        if not self.outputs:
+            raise SchemaError(f"schema {self.name}: no output field")
+        if self.mesh is None and any(spec.location == "vertex" for spec in self.fields):
+            raise SchemaError(f"schema {self.name}: fields on vertices need a mesh")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points of the structured grid along each axis."""
+        return tuple(len(axis.coordinates) for axis in self.axes)
+
+    @property
+    def n_dims(self) -> int:
+        """Number of space dimensions."""
+        return len(self.axes)
+
+    @property
+    def inputs(self) -> tuple[FieldSpec, ...]:
+        """Input fields."""
+        return tuple(spec for spec in self.fields if spec.role == "input")
+
+    @property
+    def outputs(self) -> tuple[FieldSpec, ...]:
+        """Output fields, grid and vertex."""
+        return tuple(spec for spec in self.fields if spec.role == "output")
+
+    def field_shape(self, spec: FieldSpec) -> tuple[int, ...]:
+        """Shape of one field at one time."""
+        if spec.location == "vertex":
+            assert self.mesh is not None
+            base: tuple[int, ...] = (len(self.mesh.points),)
+        else:
+            base = self.shape
+        return base + (self.n_dims,) * spec.order
+
+    def check_sample(self, sample: Sample) -> None:
+        """Raise :class:`SchemaError` unless the sample has this schema's parameters and input fields, finite."""
+        missing = [name for name in self.parameters if name not in sample.parameters]
+        if missing:
+            raise SchemaError(f"sample {sample.index}: no parameter {', '.join(missing)}")
+        for spec in self.inputs:
+            self.check_field(spec, sample.fields.get(spec.name), f"sample {sample.index}")
+
+    def check_field(self, spec: FieldSpec, values: np.ndarray | None, where: str) -> None:
+        """Raise :class:`SchemaError` unless ``values`` has the shape of the field at one time and is finite."""
+        if values is None:
+            raise SchemaError(f"{where}: field {spec.name!r} is missing")
+        if values.shape != self.field_shape(spec):
+            raise SchemaError(
+                f"{where}: field {spec.name!r} has shape {values.shape}, expected {self.field_shape(spec)}"
+            )
+        bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise SchemaError(f"{where}: field {spec.name!r} has {bad} values that are not finite")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; :meth:`from_json` gives the schema back."""
+        plain = {name: getattr(self, name) for name in ("name", "times", "parameters", "constants")}
+        plain |= {
+            name: [asdict(item) for item in getattr(self, name)]
+            for name in ("axes", "fields", "boundaries")
+        }
+        if self.mesh is not None:
+            plain["mesh"] = {
+                "points": self.mesh.points.tolist(),
+                "cells": {kind: cells.tolist() for kind, cells in self.mesh.cells.items()},
+            }
+        return plain | {"times": list(self.times), "parameters": dict(self.parameters)}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Schema:
+        """Build a schema from :meth:`to_json`'s values."""
+        mesh = plain.get("mesh")
+        return cls(
+            name=plain["name"],
+            axes=tuple(Axis(a["name"], tuple(a["coordinates"]), a["units"]) for a in plain["axes"]),
+            fields=tuple(FieldSpec(**item) for item in plain["fields"]),
+            times=tuple(plain["times"]),
+            parameters=dict(plain["parameters"]),
+            constants=dict(plain["constants"]),
+            boundaries=tuple(Boundary(**item) for item in plain["boundaries"]),
+            mesh=mesh
+            and Mesh(
+                np.asarray(mesh["points"], dtype=np.float64),
+                {kind: np.asarray(cells, dtype=np.int64) for kind, cells in mesh["cells"].items()},
+            ),
+        )
