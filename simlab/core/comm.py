@@ -1,8 +1,8 @@
 """Communicators: the only module that imports mpi4py, and only when one is asked for.
 
-Either every rank reaches a collective call or none does. A fault that only one rank sees is agreed on first
-(:func:`agree`), then raised on every rank, so that nobody waits for a rank that has gone. What slips through
-anyway ends the whole job within seconds (:func:`install_abort_hook`).
+Either every rank reaches a collective call or none does. A fault that only one rank sees is agreed
+on first (:func:`agree`), then raised on every rank, so that nobody waits for a rank that has gone.
+What slips through anyway ends the whole job within seconds (:func:`install_abort_hook`).
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def split(parent: MPI.Comm, ranks_per_group: int = 1) -> Group:
     """
     if ranks_per_group < 1 or parent.size % ranks_per_group:
         raise ConfigError(
-            f"campaign.ranks_per_group = {ranks_per_group} does not divide the {parent.size} ranks; "
-            "start a multiple of it with mpirun -n"
+            f"campaign.ranks_per_group = {ranks_per_group} does not divide the {parent.size} "
+            "ranks; start a multiple of it with mpirun -n"
         )
     index = parent.rank // ranks_per_group
     return Group(parent.Split(index, parent.rank), index, parent.size // ranks_per_group, parent)
@@ -104,7 +104,8 @@ def split(parent: MPI.Comm, ranks_per_group: int = 1) -> Group:
 def agree(comm: MPI.Comm, error: BaseException | None) -> None:
     """Raise on every rank when any rank brings an error. Collective.
 
-    The same simlab error met on all ranks, or on one, is raised as it is; different ones are gathered in a
+    The same simlab error met on all ranks, or on one, is raised as it is; different ones are
+    gathered in a
     :class:`CollectiveError` that lists ranks and reasons.
     """
     if comm.size == 1:
@@ -129,7 +130,7 @@ def agree(comm: MPI.Comm, error: BaseException | None) -> None:
 
 @contextmanager
 def agreement(comm: MPI.Comm) -> Iterator[None]:
-    """Run rank-local work and :func:`agree` on its outcome. Collective; no collective call inside."""
+    """Run rank-local work and :func:`agree` on its outcome. Collective, no such call inside."""
     error: BaseException | None = None
     try:
         yield

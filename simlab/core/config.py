@@ -1,9 +1,9 @@
 """Configuration: TOML tables become frozen dataclasses chosen by ``kind``.
 
-A class registered under a kind is at once the Python constructor, the TOML table, the repr and the manifest entry:
-its constructor arguments are the schema, there is no second one. Precedence: defaults < file < ``[smoke]`` (when
-asked for) < ``--set table.key=value``. Unknown keys are errors with a nearest-name hint, and all faults of a case are
-shown together.
+A class registered under a kind is at once the Python constructor, the TOML table, the repr and the
+manifest entry: its constructor arguments are the schema, there is no second one. Precedence:
+defaults < file < ``[smoke]`` (when asked for) < ``--set table.key=value``. Unknown keys are errors
+with a nearest-name hint, and all faults of a case are shown together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar, dataclass_transform
+from typing import Any, Generic, TypeVar, cast, dataclass_transform
 
 import numpy as np
 from pydantic import ConfigDict, PlainValidator, ValidationError
@@ -49,7 +49,8 @@ class Registry(Generic[T]):
     home : str
         Module or package whose modules register kinds; imported at the first look-up.
     entry_point : str, optional
-        Entry-point group through which other packages add kinds (each entry loads a module or a class).
+        Entry-point group through which other packages add kinds (each entry loads a module or a
+        class).
     """
 
     def __init__(self, name: str, home: str, entry_point: str | None = None) -> None:
@@ -98,7 +99,7 @@ class Registry(Generic[T]):
             value = {"kind": value}
         if not isinstance(value, Mapping):
             if isinstance(value, tuple(self.kinds().values())):
-                return value
+                return cast(T, value)
             raise ConfigError(
                 f"expected a {self.name} (a kind or a table with kind = ...), found {value!r}"
             )
@@ -115,7 +116,7 @@ class Registry(Generic[T]):
 
     @property
     def field(self) -> PlainValidator:
-        """Annotation for a dataclass field that holds one of this sort: ``Annotated[Buffer, buffers.field]``."""
+        """Annotation of a settings field: ``buffer: Annotated[Buffer, buffers.field]``."""
         return PlainValidator(self.build)
 
     def __iter__(self) -> Iterator[str]:
@@ -130,7 +131,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def build(cls: type[T], table: Mapping[str, Any]) -> T:
-    """Construct a :func:`settings` class from a table, with every fault in one :class:`ConfigError`."""
+    """Construct a settings class from a table; every fault goes into one :class:`ConfigError`."""
     try:
         return cls(**table)
     except ValidationError as error:
@@ -168,7 +169,7 @@ def _faults(cls: type[Any], error: ValidationError) -> Iterator[str]:
 
 
 def _is_keyed(line: str) -> bool:
-    """Whether a fault already begins with the key it is about, so that keys can be joined with dots."""
+    """Whether a fault begins with the key it is about, so that keys can be joined with dots."""
     return (
         line.split(":", 1)[0].replace(".", "").replace("_", "").isalnum()
         and " " not in line.split(":", 1)[0]
@@ -178,7 +179,10 @@ def _is_keyed(line: str) -> bool:
 def load_tables(
     path: str | Path, *, overrides: Sequence[str] = (), smoke: bool = False
 ) -> dict[str, Any]:
-    """Read a case file, apply ``[smoke]`` when asked and ``table.key=value`` overrides; keep no ``smoke`` table.
+    """Read a case file, then apply its ``[smoke]`` table when asked and the overrides.
+
+    An override is ``table.key=value`` with a TOML value, or a bare word. No ``smoke`` table is
+    left in the result.
 
     Raises
     ------
@@ -244,7 +248,7 @@ def _merge(base: dict[str, Any], extra: Mapping[str, Any]) -> None:
 
 
 def as_table(value: Any) -> Any:
-    """Turn settings into plain tables, lists and scalars that TOML and JSON can hold (``None`` is left out)."""
+    """Turn settings into tables, lists and scalars for TOML and JSON; ``None`` is left out."""
     if is_dataclass(value) and not isinstance(value, type):
         kind = {"kind": value.kind} if hasattr(value, "kind") else {}
         entries = {

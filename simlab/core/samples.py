@@ -1,4 +1,4 @@
-"""What goes into a solve and what comes out: a sample of the parameter space, and the trajectory it leads to."""
+"""What goes into a solve and what comes out: a sample, and the trajectory it leads to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["Sample", "Trajectory", "generator"]
 
 
 def generator(seed: int, index: int, stream: str = "sample") -> np.random.Generator:
-    """Return the random generator of one sample: it depends on ``(seed, index, stream)`` only, never on ranks.
+    """Return the random generator of one sample, a function of its arguments only.
 
-    Counter-based (Philox), so any sample is drawn without drawing the ones before it.
+    Never of ranks; counter-based (Philox), so a sample is drawn without the ones before it.
     """
     words = [seed, index, *stream.encode()]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

@@ -1,4 +1,4 @@
-"""The protocol every learned or reduced model answers, so that evaluation, plots and loops never ask which it is."""
+"""The protocol every learned or reduced model answers, so that no caller asks which it holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class Surrogate(Protocol):
         ...
 
     def estimate(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Return an estimated relative L2 error per sample, shape (n_samples,); inf where there is no ground for one."""
+        """Return an estimated relative L2 error per sample, shape (n_samples,).
+
+        Infinite where there is no ground for an estimate.
+        """
         ...
 
     def save(self, directory: str | Path) -> None:

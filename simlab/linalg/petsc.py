@@ -1,8 +1,8 @@
-"""PETSc on first use: ``from simlab.linalg import petsc as PETSc``, then ``PETSc.Mat()`` as in petsc4py.
+"""PETSc on first use, as in petsc4py: ``from simlab.linalg import petsc as PETSc``.
 
-Importing this module loads nothing, so problem families and solvers can be described, checked and printed on a
-machine, or in a process, without PETSc. The first attribute asked for initialises PETSc with the words that the
-command line gave after ``--`` (:func:`set_arguments`).
+Importing this module loads nothing, so problem families and solvers can be described, checked and
+printed on a machine, or in a process, without PETSc. The first attribute asked for initialises
+PETSc with the words that the command line gave after ``--`` (:func:`set_arguments`).
 """
 
 from __future__ import annotations

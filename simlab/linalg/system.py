@@ -1,4 +1,4 @@
-"""The linear system and the solver protocol: what problem families hand over and what solvers must answer.
+"""The linear system and the solver protocol, where problem families and solvers meet.
 
     state = solver.init(first)
     for system in systems:
@@ -42,7 +42,8 @@ class StructuredGrid:
     shape : tuple of int
         Cells along each axis, first axis slowest.
     boundary : {"dirichlet", "neumann", "periodic"}
-        Condition on the faces of the box (cell-centred finite volumes: half a cell away from the first unknown).
+        Condition on the faces of the box (cell-centred finite volumes: half a cell away from the
+        first unknown).
     """
 
     shape: tuple[int, ...]
@@ -70,7 +71,7 @@ class Traits:
 
 @dataclass(frozen=True, eq=False)
 class LinearSystem:
-    """One system ``A x = b``. ``A`` and ``b`` may be reused by the next system: copy what must outlive it."""
+    """One system ``A x = b``. The next one may reuse ``A`` and ``b``: copy what must outlive it."""
 
     A: PETSc.Mat
     b: PETSc.Vec
@@ -80,7 +81,7 @@ class LinearSystem:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Identity and value counter of the matrix: equal versions mean that not an entry changed."""
+        """Identity and value counter of the matrix: equal versions, not an entry changed."""
         return self.A.handle, self.A.stateGet()
 
     def residual(self, x: PETSc.Vec) -> float:
@@ -93,7 +94,7 @@ class LinearSystem:
         return size / reference if reference else size
 
     def features(self) -> np.ndarray:
-        """Return the sample's parameters and input fields as one flat vector, for orderings and tuners."""
+        """Return the sample's parameters and input fields as one vector, for orderings, tuners."""
         if self.mu is None:
             return np.zeros(0)
         parts = [np.asarray(list(self.mu.parameters.values()), dtype=float)]
@@ -102,7 +103,7 @@ class LinearSystem:
 
 @dataclass(frozen=True, eq=False)
 class SolveResult:
-    """A solution and its report. ``x`` belongs to the solver's state and is overwritten by its next solve."""
+    """A solution and its report. ``x`` belongs to the state; the next solve overwrites it."""
 
     x: PETSc.Vec
     report: SolveReport

@@ -1,1 +1,1 @@
-"""Problem families: parameter spaces and the linear systems they lead to. One module per PDE; see family.py."""
+"""Problem families: parameter spaces and their linear systems. One module per PDE."""

@@ -1,7 +1,8 @@
-"""The problem family protocol: parameters in, linear systems out, fields back. One frozen dataclass per PDE.
+"""The problem family protocol: parameters in, linear systems out, fields back.
 
-A stationary problem is one step; a time-dependent one is ``steps`` systems per sample, each made from the solution
-before. :func:`trajectory` is the loop that all callers share.
+One frozen dataclass per PDE. A stationary problem is one step; a time-dependent one is ``steps``
+systems per sample, each made from the solution before. :func:`trajectory` is the loop that all
+callers share.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class ParameterSpace(Protocol):
         ...
 
     def contains(self, mu: Sample) -> bool:
-        """Return whether a sample could have been drawn from this space (bounds of its scalars and fields)."""
+        """Return whether a sample could have been drawn from this space."""
         ...
 
 
 class ProblemFamily(Protocol):
-    """A parametric PDE, discretised. Frozen settings; all working storage lives in the workspace of ``setup``."""
+    """A parametric PDE, discretised: frozen settings; storage lives in what ``setup`` returns."""
 
     kind: ClassVar[str]
 
@@ -62,11 +63,11 @@ class ProblemFamily(Protocol):
         ...
 
     def validate(self) -> None:
-        """Look at everything the case names (files, groups, values) and raise ConfigError. Rank-local, no PETSc."""
+        """Check files, groups and values the case names, or raise ConfigError. Rank-local."""
         ...
 
     def setup(self, comm: MPI.Comm) -> Any:
-        """Make the workspace: grid, preallocated matrix and vectors, with ``destroy()``. Collective."""
+        """Make the workspace: grid, matrix and vectors, with ``destroy()``. Collective."""
         ...
 
     def assemble(
@@ -76,7 +77,10 @@ class ProblemFamily(Protocol):
         ...
 
     def observe(self, mu: Sample, x: PETSc.Vec, state: Any) -> dict[str, np.ndarray]:
-        """Return every output field, global and in natural order, on the group's root, ``{}`` elsewhere. Collective."""
+        """Return every output field, global, natural order, on the root; ``{}`` elsewhere.
+
+        Collective.
+        """
         ...
 
 
@@ -98,7 +102,8 @@ def trajectory(
     Yields
     ------
     Step
-        In order of time. A failed solve raises :class:`simlab.core.errors.ConvergenceError` on every rank.
+        In order of time. A failed solve raises :class:`simlab.core.errors.ConvergenceError` on
+        every rank.
     """
     times = family.schema.times
     previous = None

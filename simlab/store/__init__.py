@@ -1,1 +1,1 @@
-"""Crash-safe campaigns on disk: append-only segments, sealed HDF5 shards, manifest and views. Serial h5py only."""
+"""Crash-safe campaigns on disk: segments, sealed HDF5 shards, manifest, views. Serial h5py."""

@@ -1,4 +1,4 @@
-"""The schema of a campaign: grid, times, fields, parameters, boundaries and mesh of every trajectory in a store."""
+"""The schema of a campaign: grid, times, fields, parameters, boundaries and mesh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Axis", "Boundary", "FieldSpec", "Mesh", "Schema"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the structured grid; ``coordinates`` are the points where values live (cell centres or nodes)."""
+    """One axis of the structured grid, with the points where values live (centres or nodes)."""
 
     name: str
     coordinates: tuple[float, ...]
@@ -30,7 +30,8 @@ class FieldSpec:
     Attributes
     ----------
     role : {"input", "output"}
-        Inputs are given by the sample and constant in time; outputs are solved for at every stored time.
+        Inputs are given by the sample and constant in time; outputs are solved for at every stored
+        time.
     order : int
         Tensor order: 0 scalar, 1 vector, 2 tensor (trailing axes of length ``n_dims``).
     location : {"grid", "vertex"}
@@ -131,7 +132,7 @@ class Schema:
         return base + (self.n_dims,) * spec.order
 
     def check_sample(self, sample: Sample) -> None:
-        """Raise :class:`SchemaError` unless the sample has this schema's parameters and input fields, finite."""
+        """Raise SchemaError unless the sample has all parameters and input fields, finite."""
         missing = [name for name in self.parameters if name not in sample.parameters]
         if missing:
             raise SchemaError(f"sample {sample.index}: no parameter {', '.join(missing)}")
@@ -139,12 +140,13 @@ class Schema:
             self.check_field(spec, sample.fields.get(spec.name), f"sample {sample.index}")
 
     def check_field(self, spec: FieldSpec, values: np.ndarray | None, where: str) -> None:
-        """Raise :class:`SchemaError` unless ``values`` has the shape of the field at one time and is finite."""
+        """Raise SchemaError unless ``values`` has the field's shape at one time and is finite."""
         if values is None:
             raise SchemaError(f"{where}: field {spec.name!r} is missing")
         if values.shape != self.field_shape(spec):
             raise SchemaError(
-                f"{where}: field {spec.name!r} has shape {values.shape}, expected {self.field_shape(spec)}"
+                f"{where}: field {spec.name!r} has shape {values.shape}, "
+                f"expected {self.field_shape(spec)}"
             )
         bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
         if bad:
