@@ -15,6 +15,7 @@ import numpy as np
 
 from simlab.core.config import Registry
 from simlab.core.samples import Sample
+from simlab.linalg.clock import Clock
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.store.schema import Schema
 
@@ -105,18 +106,25 @@ def trajectory(
         In order of time. A failed solve raises :class:`simlab.core.errors.ConvergenceError` on
         every rank.
     """
+    clock = clock or Clock()
     times = family.schema.times
     previous = None
-    for step in range(family.steps):
-        result = solve(family.assemble(mu, workspace, step, previous))
-        result.report.check()
-        yield Step(step, times[step], family.observe(mu, result.x, workspace), result)
-        if step + 1 < family.steps:  # the solver overwrites x in its next solve
-            if previous is None:
-                previous = result.x.duplicate()
-            result.x.copy(previous)
-    if previous is not None:
-        previous.destroy()
+    try:
+        for step in range(family.steps):
+            with clock("assemble"):
+                system = family.assemble(mu, workspace, step, previous)
+            with clock("solve"):
+                result = solve(system)
+            result.report.check()
+            with clock("observe"):
+                fields = family.observe(mu, result.x, workspace)
+            yield Step(step, times[step], fields, result)
+            if step + 1 < family.steps:  # the solver overwrites x in its next solve
+                previous = previous or result.x.duplicate()
+                result.x.copy(previous)
+    finally:
+        if previous is not None:
+            previous.destroy()
 
 
 families: Registry[ProblemFamily] = Registry("family", "simlab.problems", "simlab.families")

@@ -1,0 +1,264 @@
+"""The run directory: what was run, how far it got, and how to go on.
+
+    manifest.json    versions, host, command, resolved case, sections of each phase with their state
+    case.toml        the resolved case; running it again reproduces the run
+    metrics.jsonl    one JSON line per event, appended by every process of the run
+    STOP             its presence asks every process of the run to stop after the sample at hand
+
+Several processes of one run update the manifest, each its own section, under a file lock; every
+write is to a temporary name, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from simlab.core.config import differences
+from simlab.core.errors import ConfigError, StoreError
+
+__all__ = ["RunDirectory", "publish", "software"]
+
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "petsc4py",
+    "mpi4py",
+    "h5py",
+    "meshio",
+    "scikit-fem",
+    "torch",
+    "neuraloperator",
+)
+
+
+def publish(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one whole, crash or not."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def software() -> dict[str, str]:
+    """Return versions of simlab, Python and the libraries it stands on; loads none of them."""
+    found = {"python": platform.python_version()}
+    for name in ("simlab", *_PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """Return the git commit of simlab's own checkout, or nothing when it is not one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+class RunDirectory:
+    """One run on disk.
+
+    Parameters
+    ----------
+    path : str or Path
+        The directory; use :meth:`start` to make one and :meth:`open` for one that exists.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Open an existing run; :class:`StoreError` when there is none."""
+        run = cls(path)
+        if not run._manifest.is_file():
+            raise StoreError(f"{path} is not a run directory: it has no manifest.json")
+        return run
+
+    @classmethod
+    def start(
+        cls,
+        path: str | Path,
+        case: Mapping[str, Any],
+        *,
+        resume: bool,
+        fresh: bool = False,
+        **facts: Any,
+    ) -> RunDirectory:
+        """Make a run directory, or open the same run again. One process only.
+
+        Parameters
+        ----------
+        case : mapping
+            Resolved case as plain tables.
+        resume : bool
+            Go on with a run that is there; its case must be the same.
+        fresh : bool
+            Delete a run that is there and start again.
+        **facts
+            Further manifest entries, such as ``ranks``.
+
+        Raises
+        ------
+        ConfigError
+            When a run is there and neither ``resume`` nor ``fresh`` was asked for, or when the case
+            changed.
+        """
+        run = cls(path)
+        if run._manifest.is_file():
+            if fresh:
+                shutil.rmtree(run.path)
+            elif not resume:
+                state = run.manifest().get("state", "unknown")
+                raise ConfigError(
+                    f"{path} holds a run already (state: {state}): --resume goes on with it, "
+                    "--fresh deletes it and starts again, --out names another directory"
+                )
+            else:
+                changed = differences(run.manifest()["case"], case)
+                if changed:
+                    raise ConfigError(
+                        [f"{line}: the case changed since this run began" for line in changed],
+                        str(path),
+                    )
+                run._stop.unlink(missing_ok=True)
+                return run
+        elif run.path.is_dir() and any(run.path.iterdir()):
+            raise ConfigError(f"{path} exists, is not empty and is not a run: choose another --out")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make the run directory {path}: {error}") from None
+        publish(run.path / "case.toml", tomli_w.dumps(dict(case)))
+        versions = software()
+        manifest = {
+            "simlab": versions.pop("simlab", ""),
+            "commit": _commit(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": time.time(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "host": socket.gethostname(),
+            "versions": versions,
+            "state": "running",
+            **facts,
+            "case": dict(case),
+        }
+        publish(run._manifest, json.dumps(manifest, indent=1))
+        return run
+
+    @property
+    def _manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def _stop(self) -> Path:
+        return self.path / "STOP"
+
+    @property
+    def store(self) -> Path:
+        """Directory of the run's snapshot store."""
+        return self.path / "store"
+
+    @property
+    def model(self) -> Path:
+        """Directory of the run's trained model."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """File of metric lines."""
+        return self.path / "metrics.jsonl"
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest."""
+        try:
+            found: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise StoreError(f"cannot read {self._manifest}: {error}") from error
+        return found
+
+    def update(self, **entries: Any) -> None:
+        """Merge entries into the manifest, one level deep, safe against other processes."""
+        with (self.path / ".manifest.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            manifest = self.manifest()
+            for key, value in entries.items():
+                both = isinstance(value, Mapping) and isinstance(manifest.get(key), dict)
+                manifest[key] = manifest[key] | value if both else value
+            states = [
+                manifest[name]["state"]
+                for name in ("campaign", "train", "evaluate")
+                if "state" in manifest.get(name, {})
+            ]
+            worst = [state for state in ("failed", "running", "stopped") if state in states]
+            manifest["state"] = worst[0] if worst else "done" if states else manifest["state"]
+            publish(self._manifest, json.dumps(manifest, indent=1))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[dict[str, Any]]:
+        """Time one phase and keep its state.
+
+        What the body puts into the mapping goes to the manifest's section of that name; it may set
+        ``"state"`` itself, e.g. to ``"stopped"``.
+        """
+        facts: dict[str, Any] = {}
+        self.update(**{name: {"state": "running"}})
+        start = time.perf_counter()
+        try:
+            yield facts
+        except BaseException as error:
+            facts |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            spent = time.perf_counter() - start
+            self.update(**{name: {"state": "done"} | facts, "seconds": {name: spent}})
+
+    def log_metric(self, kind: str, **values: Any) -> None:
+        """Append one line to ``metrics.jsonl`` in one write, so that processes do not interleave."""
+        now = time.time()
+        line = {"kind": kind, "time": now, **values}
+        line.setdefault("seconds", now - self.started)
+        handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, (json.dumps(line) + "\n").encode())
+        finally:
+            os.close(handle)
+
+    @cached_property
+    def started(self) -> float:
+        """Unix time at which the run was first started."""
+        return float(self.manifest().get("started", 0.0))
+
+    def request_stop(self) -> None:
+        """Ask every process of this run to stop after the sample or batch at hand."""
+        self._stop.touch()
+
+    def stop_requested(self) -> bool:
+        """Return whether a stop was asked for; costs one stat call."""
+        return self._stop.exists()
