@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,13 @@ def agreement(comm: MPI.Comm) -> Iterator[None]:
     except Exception as caught:
         error = caught
     agree(comm, error)
+
+
+def wait_for_all(comm: MPI.Comm) -> None:
+    """Wait, asleep, until every rank arrives: a plain barrier spins. Collective."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.002)
 
 
 def install_abort_hook() -> None:

@@ -240,7 +240,7 @@ class RunDirectory:
             self.update(**{name: {"state": "done"} | facts, "seconds": {name: spent}})
 
     def log_metric(self, kind: str, **values: Any) -> None:
-        """Append one line to ``metrics.jsonl`` in one write, so that processes do not interleave."""
+        """Append one line to ``metrics.jsonl`` in one write: processes do not interleave."""
         now = time.time()
         line = {"kind": kind, "time": now, **values}
         line.setdefault("seconds", now - self.started)

@@ -96,7 +96,11 @@ class Step:
 
 
 def trajectory(
-    family: ProblemFamily, mu: Sample, workspace: Any, solve: Callable[[LinearSystem], SolveResult]
+    family: ProblemFamily,
+    mu: Sample,
+    workspace: Any,
+    solve: Callable[[LinearSystem], SolveResult],
+    clock: Clock | None = None,
 ) -> Iterator[Step]:
     """Solve one sample step by step. Collective on the workspace's communicator.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -130,6 +131,12 @@ class Schema:
         else:
             base = self.shape
         return base + (self.n_dims,) * spec.order
+
+    @property
+    def values_per_sample(self) -> int:
+        """Stored numbers per trajectory: inputs once, outputs at every stored time."""
+        repeats = {"input": 1, "output": len(self.times)}
+        return sum(repeats[s.role] * math.prod(self.field_shape(s)) for s in self.fields)
 
     def check_sample(self, sample: Sample) -> None:
         """Raise SchemaError unless the sample has all parameters and input fields, finite."""

@@ -1,0 +1,279 @@
+"""The campaign: many samples of one family, solved by groups of ranks, written to a snapshot store.
+
+    world -> groups of equal size -> one chain of samples per group -> one writer per group root
+
+The held-out splits are solved and sealed first, so that a trainer finds its validation set ready;
+training samples follow in order. Groups never wait for each other inside a chain: progress goes to
+rank 0 in messages that nobody waits for, and no world collective is called per sample. A failed
+sample is recorded and skipped. A killed campaign resumes with what is missing, on any number of
+ranks, and gives the same data to the solver's tolerance.
+
+Cost per sample beside assembly and solve: drawing the sample, one gather of the solution to the
+group's root when the group has several ranks, one record appended (copy and checksum), one stat
+call.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simlab.core.comm import agreement, split, wait_for_all, world
+from simlab.core.errors import ConfigError, ConvergenceError
+from simlab.core.progress import duration
+from simlab.core.runs import RunDirectory
+from simlab.pipeline.case import Campaign, Case
+from simlab.pipeline.chain import Chain, Outcome
+from simlab.pipeline.tally import Tally
+from simlab.problems.family import ProblemFamily
+from simlab.store.store import SnapshotStore
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["check_case", "generate", "plan", "run_campaign"]
+
+log = logging.getLogger("simlab.campaign")
+
+
+def generate(
+    family: ProblemFamily,
+    *,
+    out: str | Path,
+    n: int = 200,
+    seed: int = 71093,
+    solver: Any = "auto",
+    resume: bool = True,
+    fresh: bool = False,
+    comm: MPI.Comm | None = None,
+) -> SnapshotStore:
+    """Solve ``n`` samples of a family and return the sealed store. Collective on ``comm`` (default:
+    world).
+
+    Parameters
+    ----------
+    family : ProblemFamily
+    out : str or Path
+        Run directory. When it holds the same campaign already, what is missing is solved.
+    n, seed : int
+        Number of samples and seed of the study.
+    solver : str, mapping or LinearSolver
+        Kind, table or instance.
+    resume, fresh : bool
+        Go on with a run that is there (default), or delete it and start again.
+
+    Returns
+    -------
+    SnapshotStore
+        ``store.split("train")`` and so on.
+
+    Raises
+    ------
+    ConfigError
+        For wrong input, before any work.
+    """
+    comm = comm or world()
+    case = Case(family=family, solver=solver, campaign=Campaign(n=n, seed=seed))
+    run = RunDirectory(out)
+    with agreement(comm):
+        if comm.rank == 0:
+            RunDirectory.start(
+                out, case.tables(), resume=resume, fresh=fresh, ranks=comm.size, seed=seed
+            )
+    run_campaign(case, run, comm)
+    return SnapshotStore.open(run.store)
+
+
+def check_case(case: Case) -> None:
+    """Look at everything a campaign needs before it starts; :class:`ConfigError` with all that is
+    wrong.
+
+    Rank-local; loads neither PETSc nor MPI. Checks files, groups, values, one drawn sample and the
+    schema.
+    """
+    case.family.validate()
+    schema = case.family.schema
+    if len(schema.times) != case.family.steps:
+        raise ConfigError(
+            f"family {case.family.kind}: {case.family.steps} steps but {len(schema.times)} stored times"
+        )
+    last = case.campaign.n - 1
+    for sample in case.family.space.sample(1, case.campaign.seed, last):
+        schema.check_sample(sample)
+
+
+def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
+    """Size a campaign without touching anything: what ``--dry-run`` prints.
+
+    Raises
+    ------
+    ConfigError
+        When the expected bytes do not fit on the disk.
+    """
+    schema, campaign = case.family.schema, case.campaign
+    if n_ranks % campaign.ranks_per_group:
+        raise ConfigError(
+            f"campaign.ranks_per_group = {campaign.ranks_per_group} does not divide {n_ranks} ranks"
+        )
+    expected = 4.0 * campaign.n * schema.values_per_sample
+    parent = next(place for place in (directory, *directory.resolve().parents) if place.exists())
+    free = shutil.disk_usage(parent).free
+    if 2.1 * expected > free:
+        raise ConfigError(
+            f"{campaign.n} samples need about {2.1 * expected / 1e9:.1f} GB while they are written, "
+            f"{parent} has {free / 1e9:.1f} GB: lower campaign.n or choose another --out"
+        )
+    splits = ", ".join(f"{name} {share:.0%}" for name, share in campaign.split.items())
+    return {
+        "family": f"{case.family.kind}, {case.family.steps} step(s)",
+        "grid": " x ".join(map(str, schema.shape)),
+        "samples": f"{campaign.n} ({splits}), seed {campaign.seed}",
+        "fields": ", ".join(f"{spec.name} ({spec.role})" for spec in schema.fields),
+        "parameters": ", ".join(schema.parameters) or "none",
+        "solver": f"{case.solver.kind}, rtol {case.solver.rtol:.1e}",
+        "ranks": f"{n_ranks} in {n_ranks // campaign.ranks_per_group} group(s)",
+        "data": f"{expected / 1e6:.1f} MB in shards; {free / 1e9:.1f} GB free",
+    }
+
+
+def run_campaign(
+    case: Case, run: RunDirectory, comm: MPI.Comm | None = None, shard: tuple[int, int] = (0, 1)
+) -> Outcome:
+    """Solve what is missing of a case's campaign. Collective on ``comm`` (default: world).
+
+    Parameters
+    ----------
+    case : Case
+    run : RunDirectory
+        Started on rank 0 already; every rank names the same one.
+    shard : (int, int)
+        Part ``i`` of ``n`` of the samples, for arrays of independent jobs.
+
+    Returns
+    -------
+    Outcome
+        Sums over all groups on every rank.
+
+    Raises
+    ------
+    ConfigError
+        On every rank, before any work, when something the case names is wrong.
+    ConvergenceError
+        When more than ``campaign.max_failures`` samples failed.
+    """
+    comm = comm or world()
+    cpu = time.process_time()
+    with agreement(comm):
+        check_case(case)
+        plan(case, comm.size, run.path)
+    phases: list[np.ndarray] = []
+    with agreement(comm):
+        if comm.rank == 0:
+            store = _open_store(case, run)
+            phases = _phases(store, shard)
+    phases = comm.bcast(phases)
+    store = SnapshotStore.open(run.store)
+    group = split(comm, case.campaign.ranks_per_group)
+    chain = Chain(case, run, store, group)
+    begun = time.perf_counter()
+    try:
+        with Tally(
+            comm,
+            run,
+            total=sum(map(len, phases)),
+            ranks_per_group=case.campaign.ranks_per_group,
+            max_failures=case.campaign.max_failures,
+        ) as tally:
+            for ids in phases:
+                chain.walk(np.array_split(ids, group.n_groups)[group.index], tally)
+                wait_for_all(comm)
+                with agreement(comm):
+                    if comm.rank == 0:
+                        store.seal(final=shard == (0, 1))
+        outcome = chain.finish()
+    finally:
+        chain.destroy()
+    outcome.cpu["all"] = time.process_time() - cpu
+    if not group.is_root:  # the root speaks for its group; the others add their CPU time only
+        outcome = Outcome(cpu=outcome.cpu, stopped=outcome.stopped)
+    gathered = comm.gather(outcome)
+    total = Outcome()
+    with agreement(comm):
+        if comm.rank == 0:
+            for part in gathered:
+                total.merge(part)
+            total.n_missing = sum(map(len, _phases(store, shard)))
+            run.update(campaign=_facts(case, store, total, chain, time.perf_counter() - begun))
+    total = comm.bcast(total)
+    if total.failed > case.campaign.max_failures:
+        raise ConvergenceError(
+            f"{total.failed} samples failed, more than campaign.max_failures = "
+            f"{case.campaign.max_failures}; the first: {total.failures[0]['reason']}"
+        )
+    return total
+
+
+def _open_store(case: Case, run: RunDirectory) -> SnapshotStore:
+    """Create the store, or open it and mend what a crash left. Rank 0 only."""
+    store = SnapshotStore.create(
+        run.store,
+        case.family.schema,
+        n=case.campaign.n,
+        seed=case.campaign.seed,
+        split=case.campaign.split,
+        config=case.tables(),
+    )
+    store.recover()
+    return store
+
+
+def _phases(store: SnapshotStore, shard: tuple[int, int]) -> list[np.ndarray]:
+    """Return the ids still to be solved: held-out splits first, then training samples."""
+    ended = np.union1d(np.asarray(sorted(store.done())), np.asarray(sorted(store.failed())))
+    index, count = shard
+    parts = [np.sort(np.concatenate([store.ids("valid"), store.ids("test")])), store.ids("train")]
+    mine = [part[part % count == index] for part in parts]
+    return [part[~np.isin(part, ended)] for part in mine]
+
+
+def _facts(
+    case: Case, store: SnapshotStore, total: Outcome, chain: Chain, seconds: float
+) -> dict[str, Any]:
+    """Return the manifest's campaign section, and say the cost line that ends every campaign."""
+    hours = total.cpu.get("all", 0.0) / 3600
+    solves = max(total.solves, 1)
+    rate = total.done / hours if hours else 0.0
+    log.info(
+        "%d samples in %s, %d failed; %.3g core-hours, %.3g samples per core-hour, "
+        "%.3g operator applications per solve, %.3g MB written",
+        total.done,
+        duration(seconds),
+        total.failed,
+        hours,
+        rate,
+        total.operator_applies / solves,
+        total.bytes / 1e6,
+    )
+    return {
+        "state": "stopped" if total.stopped else "done",
+        "n": case.campaign.n,
+        "done": len(store.done()),
+        "failed": len(store.failed()),
+        "solver": chain.solver_name,
+        **chain.advice,
+        "core_hours": hours,
+        "samples_per_core_hour": rate,
+        "iterations_mean": total.iterations / solves,
+        "operator_applies_mean": total.operator_applies / solves,
+        "pc_applies_mean": total.pc_applies / solves,
+        "worst_true_relres": total.worst_relres,
+        "bytes": total.bytes,
+        "seconds": {phase: spent for phase, spent in total.wall.items()},
+        "cpu_seconds": total.cpu,
+        "failures": total.failures[:100],
+    }

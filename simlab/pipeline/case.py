@@ -1,0 +1,112 @@
+"""The case: every table of a case file as one frozen value.
+
+    [family]    what to solve            kind = "darcy", cells = 64, ...
+    [solver]    how                      kind = "auto", rtol = 1e-8
+    [campaign]  how many, which seed     n = 2000, seed = 71093
+    [train]     what learns from it      operator = { kind = "fno" }, n_batches = 2000
+    [smoke]     overrides for a run of seconds, used by tests and ``--smoke``
+
+Reading a case loads none of PETSc, MPI and torch, so that a launcher can check it before it starts
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from simlab.core.config import as_table, build, load_tables, settings
+from simlab.core.errors import ConfigError
+from simlab.learn.settings import TrainSettings
+from simlab.linalg.system import LinearSolver, solvers
+from simlab.problems.family import ProblemFamily, families
+
+__all__ = ["Campaign", "Case", "load_case"]
+
+_PATH_KEYS = ("file", "mesh")
+
+
+@settings
+class Campaign:
+    """How many samples, drawn how, solved by how many ranks each.
+
+    Attributes
+    ----------
+    n : int
+        Samples; sample ``i`` of a seed is the same in every campaign.
+    seed : int
+    train, valid, test : float
+        Shares of the three splits; they add up to 1.
+    ranks_per_group : int
+        Ranks that work on one system together; groups work side by side.
+    max_failures : int
+        Failed samples after which the campaign gives up; fewer are recorded and skipped.
+    """
+
+    n: int = Field(200, ge=1)
+    seed: int = Field(71093, ge=0)
+    train: float = Field(0.8, ge=0, le=1)
+    valid: float = Field(0.1, ge=0, le=1)
+    test: float = Field(0.1, ge=0, le=1)
+    ranks_per_group: int = Field(1, ge=1)
+    max_failures: int = Field(100, ge=0)
+
+    def __post_init__(self) -> None:
+        total = self.train + self.valid + self.test
+        if abs(total - 1.0) > 1e-9:
+            raise ConfigError(f"train + valid + test must add up to 1, found {total:g}")
+
+    @property
+    def split(self) -> dict[str, float]:
+        """Shares by split name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+
+@settings
+class Case:
+    """A resolved case; ``train`` is absent where only data are wanted."""
+
+    family: Annotated[ProblemFamily, families.field]
+    title: str = ""
+    solver: Annotated[LinearSolver, solvers.field] = Field(default="auto", validate_default=True)
+    campaign: Campaign = Campaign()
+    train: TrainSettings | None = None
+
+    def tables(self) -> dict[str, Any]:
+        """Return the case as plain tables: the manifest entry and the resolved case file."""
+        tables: dict[str, Any] = as_table(self)
+        return tables
+
+
+def load_case(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Case:
+    """Read, resolve and check a case file.
+
+    Paths in it (``file``, ``mesh``) are looked for beside the case file first, then in the working
+    directory.
+
+    Raises
+    ------
+    ConfigError
+        With every fault of the file.
+    """
+    path = Path(path)
+    tables = load_tables(path, overrides=overrides, smoke=smoke)
+    try:
+        return build(Case, _anchored(tables, path.resolve().parent))
+    except ConfigError as error:
+        raise ConfigError(error.faults, str(path)) from None
+
+
+def _anchored(value: Any, directory: Path) -> Any:
+    if isinstance(value, list):
+        return [_anchored(entry, directory) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _anchored(entry, directory) for key, entry in value.items()}
+    for key in _PATH_KEYS:
+        if isinstance(made.get(key), str) and (directory / made[key]).exists():
+            made[key] = str(directory / made[key])
+    return made
