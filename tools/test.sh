@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Run the serial tests, then the parallel ones under 1, 2 and 3 ranks; fail if any part failed.
+#
+#   tools/test.sh [pytest words]     e.g. tools/test.sh -x
+#
+# Called by `make test`, which sets the environment (ranks as root, more ranks than cores).
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly PYTEST=(.venv/bin/python -m pytest)
+readonly RANK_LOG=.setup/ranks.txt
+readonly LIMIT=900  # seconds for one parallel part: a rank that hangs must not hang the machine
+
+status=0
+part() {
+    printf '\n== %s\n' "$1"
+    shift
+    if ! "$@"; then status=1; fi
+}
+
+# One rank talks; what the others print is shown when the part fails.
+on_ranks() {
+    local ranks=$1 others=()
+    shift
+    local words=(-p no:cacheprovider -m "parallel and parallel[$ranks] and not slow" tests/parallel "$@")
+    if [ "$ranks" -gt 1 ]; then
+        # shellcheck disable=SC2016  # $0 and $@ are the inner shell's
+        others=(: -n $((ranks - 1)) bash -c 'exec "$@" >>"$0" 2>&1' "$RANK_LOG" "${PYTEST[@]}" "${words[@]}")
+    fi
+    : >"$RANK_LOG"
+    timeout --kill-after=10 "$LIMIT" "${MPIRUN:-mpirun}" -n 1 "${PYTEST[@]}" "${words[@]}" "${others[@]}" </dev/null && return
+    printf '== the other ranks said\n'
+    tail -n 60 "$RANK_LOG"
+    return 1
+}
+
+mkdir -p .setup
+part "serial tests" "${PYTEST[@]}" -m "not parallel and not slow" "$@"
+for ranks in 1 2 3; do
+    part "parallel tests, $ranks rank(s)" on_ranks "$ranks" "$@"
+done
+if [ "$status" = 0 ]; then printf '\nall parts passed\n'; else printf '\nsome parts failed\n'; fi
+exit "$status"
