@@ -26,13 +26,17 @@ __all__ = [
     "agree",
     "agreement",
     "install_abort_hook",
+    "is_initialised",
+    "launch_rank",
     "launched_by_mpi",
+    "library_version",
     "self_comm",
     "split",
     "world",
 ]
 
 _LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 
 
 def launched_by_mpi() -> bool:
@@ -58,6 +62,12 @@ def world() -> MPI.Comm:
 def self_comm() -> MPI.Comm:
     """Return the communicator of this rank alone."""
     return _mpi().COMM_SELF
+
+
+def library_version() -> str:
+    """Return the first line of what the MPI library says it is, e.g. ``"Open MPI v4.1.4"``."""
+    text: str = _mpi().Get_library_version()
+    return text.strip("\x00 \n").splitlines()[0].split(",")[0]
 
 
 @dataclass(frozen=True)
@@ -122,11 +132,12 @@ def agree(comm: MPI.Comm, error: BaseException | None) -> None:
     if not found:
         return
     texts = {str(item) for item in found.values()}
-    first = next(iter(found.values()))
-    if len(texts) == 1 and isinstance(first, SimlabError):
-        raise first from error
-    reasons = "; ".join(f"rank {rank}: {item}" for rank, item in found.items())
-    raise CollectiveError(f"{len(found)} of {comm.size} ranks failed: {reasons}") from error
+    agreed = next(iter(found.values()))
+    if len(texts) > 1 or not isinstance(agreed, SimlabError):
+        reasons = "; ".join(f"rank {rank}: {item}" for rank, item in found.items())
+        agreed = CollectiveError(f"{len(found)} of {comm.size} ranks failed: {reasons}")
+    agreed.is_agreed = comm.size == world().size
+    raise agreed from error
 
 
 @contextmanager
@@ -145,6 +156,17 @@ def wait_for_all(comm: MPI.Comm) -> None:
     request = comm.Ibarrier()
     while not request.Test():
         time.sleep(0.002)
+
+
+def launch_rank() -> int:
+    """Return this process's rank as its launcher says it, 0 without one. Imports nothing."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
+
+
+def is_initialised() -> bool:
+    """Return whether MPI has been started in this process."""
+    module = sys.modules.get("mpi4py.MPI")
+    return module is not None and bool(module.Is_initialized())
 
 
 def install_abort_hook() -> None:

@@ -23,7 +23,15 @@ __all__ = [
 
 
 class SimlabError(Exception):
-    """Base of every error that simlab raises on purpose."""
+    """Base of every error that simlab raises on purpose.
+
+    Attributes
+    ----------
+    is_agreed : bool
+        Every rank of the communicator raises this error, so nobody waits for anybody.
+    """
+
+    is_agreed = False
 
 
 class ConfigError(SimlabError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from simlab.core.errors import DependencyError
 
-__all__ = ["is_loaded", "set_arguments"]
+__all__ = ["arguments", "is_loaded", "set_arguments"]
 
 _arguments: list[str] = []
 
@@ -23,6 +23,11 @@ def set_arguments(words: Sequence[str]) -> None:
     if is_loaded():
         raise RuntimeError("PETSc is already initialised; its arguments come too late")
     _arguments[:] = words
+
+
+def arguments() -> list[str]:
+    """Return the user's PETSc words."""
+    return list(_arguments)
 
 
 def is_loaded() -> bool:

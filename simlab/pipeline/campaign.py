@@ -52,8 +52,9 @@ def generate(
     fresh: bool = False,
     comm: MPI.Comm | None = None,
 ) -> SnapshotStore:
-    """Solve ``n`` samples of a family and return the sealed store. Collective on ``comm`` (default:
-    world).
+    """Solve ``n`` samples of a family and return the sealed store.
+
+    Collective on ``comm`` (default: world).
 
     Parameters
     ----------
@@ -90,17 +91,16 @@ def generate(
 
 
 def check_case(case: Case) -> None:
-    """Look at everything a campaign needs before it starts; :class:`ConfigError` with all that is
-    wrong.
+    """Look at everything a campaign needs before it starts.
 
-    Rank-local; loads neither PETSc nor MPI. Checks files, groups, values, one drawn sample and the
-    schema.
+    Rank-local; loads neither PETSc nor MPI. Checks files, groups, values, one drawn sample and
+    the schema, and raises :class:`ConfigError` or :class:`SchemaError`.
     """
     case.family.validate()
     schema = case.family.schema
     if len(schema.times) != case.family.steps:
         raise ConfigError(
-            f"family {case.family.kind}: {case.family.steps} steps but {len(schema.times)} stored times"
+            f"family {case.family.kind}: {case.family.steps} steps, but {len(schema.times)} times"
         )
     last = case.campaign.n - 1
     for sample in case.family.space.sample(1, case.campaign.seed, last):
@@ -125,8 +125,8 @@ def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
     free = shutil.disk_usage(parent).free
     if 2.1 * expected > free:
         raise ConfigError(
-            f"{campaign.n} samples need about {2.1 * expected / 1e9:.1f} GB while they are written, "
-            f"{parent} has {free / 1e9:.1f} GB: lower campaign.n or choose another --out"
+            f"{campaign.n} samples need about {2.1 * expected / 1e9:.1f} GB while they are "
+            f"written, {parent} has {free / 1e9:.1f} GB: lower campaign.n or choose another --out"
         )
     splits = ", ".join(f"{name} {share:.0%}" for name, share in campaign.split.items())
     return {

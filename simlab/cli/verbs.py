@@ -1,0 +1,228 @@
+"""The verbs on a case: run, generate, train, evaluate, plot, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simlab.core import comm
+from simlab.core.comm import agreement
+from simlab.core.config import differences
+from simlab.core.errors import ConfigError
+from simlab.core.progress import configure_logging
+from simlab.core.runs import RunDirectory
+from simlab.linalg import petsc
+from simlab.pipeline.campaign import check_case, plan, run_campaign
+from simlab.pipeline.case import Case, load_case
+
+__all__ = ["add_to"]
+
+CasePath = Annotated[Path, typer.Argument(metavar="CASE", help="Case file (TOML).")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Out = Annotated[Path | None, typer.Option(help="Run directory [default: runs/<case name>].")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. family.cells=32.")
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Apply the case's [smoke] table: seconds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve, size, print; touch nothing.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run that is there first.")]
+Attach = Annotated[bool, typer.Option("--attach", hidden=True)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs."""
+    for verb in (run, generate, train, evaluate, plot, report):
+        app.command()(verb)
+
+
+def run(
+    case: CasePath,
+    n: Annotated[int, typer.Option("-n", min=1, help="Solver ranks.")] = 1,
+    out: Out = None,
+    set_: Set = [],  # noqa: B006 (typer reads it)
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    verbose: Verbose = False,
+) -> int:
+    """Solve, train beside it, evaluate, plot and write the report page."""
+    if comm.launched_by_mpi():
+        raise ConfigError(
+            "`simlab run` starts its own ranks: call it without mpirun, as `simlab run CASE -n 2`"
+        )
+    from simlab.pipeline.online import supervise
+    from simlab.pipeline.training import evaluate_run, report_run
+
+    configure_logging(verbose=verbose)
+    resolved, directory = _resolve(case, out, set_, smoke)
+    _check(resolved, n, directory)
+    if dry_run:
+        return _print_plan(resolved, n, directory)
+    here = RunDirectory.start(
+        directory,
+        resolved.tables(),
+        resume=resume,
+        fresh=fresh,
+        ranks=n,
+        seed=resolved.campaign.seed,
+    )
+    n_batches = resolved.train.n_batches if resolved.train else 0
+    code = supervise(here, n, resolved.campaign.n, n_batches, petsc.arguments())
+    if code == 130:
+        typer.echo(f"stopped; `simlab run {case} --out {directory} --resume` goes on")
+        return code
+    if resolved.train:
+        typer.echo(str(evaluate_run(here)))
+    typer.echo(f"report: {report_run(here)}")
+    return code
+
+
+def generate(
+    case: CasePath,
+    out: Out = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Solve part I of N of the samples (job arrays).")
+    ] = "0/1",
+    set_: Set = [],  # noqa: B006
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    attach: Attach = False,
+    verbose: Verbose = False,
+) -> int:
+    """Solve the case's samples into a store. Under mpirun, groups of ranks work side by side."""
+    resolved, directory = _resolve(case, out, set_, smoke)
+    part = _shard(shard)
+    world = comm.world()
+    configure_logging(world.rank, directory, verbose)
+    with agreement(world):
+        _check(resolved, world.size, directory)
+    if dry_run:
+        return _print_plan(resolved, world.size, directory) if world.rank == 0 else 0
+    here = RunDirectory(directory)
+    with agreement(world):
+        if world.rank == 0 and not attach:
+            is_part = part[1] > 1 and (directory / "manifest.json").is_file()
+            RunDirectory.start(
+                directory,
+                resolved.tables(),
+                resume=resume or is_part,
+                fresh=fresh,
+                ranks=world.size,
+                seed=resolved.campaign.seed,
+            )
+    outcome = run_campaign(resolved, here, world, part)
+    if world.rank == 0 and outcome.stopped:
+        typer.echo(f"stopped with {outcome.n_missing} samples to go; --resume goes on")
+    if world.rank == 0:
+        typer.echo(f"store: {here.store}")
+    return 3 if outcome.failed else 0
+
+
+def train(
+    case: CasePath,
+    out: Out = None,
+    solver_ranks: Annotated[
+        int, typer.Option(min=0, help="Cores to leave to solvers while they run.")
+    ] = 0,
+    set_: Set = [],  # noqa: B006
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    attach: Attach = False,
+    verbose: Verbose = False,
+) -> int:
+    """Train the case's operator on the run's store, finished or still being written."""
+    from simlab.pipeline.training import train_run
+
+    configure_logging(verbose=verbose)
+    resolved, directory = _resolve(case, out, set_, smoke)
+    if resolved.train is None:
+        raise ConfigError("the case has no [train] table, so there is nothing to train", str(case))
+    if dry_run:
+        return _print_plan(resolved, max(solver_ranks, 1), directory)
+    here = _training_run(resolved, directory)
+    train_run(resolved, here, solver_ranks, resume=resume or attach, fresh=fresh)
+    return 0
+
+
+def evaluate(run: RunPath, verbose: Verbose = False) -> int:
+    """Hold the run's model against its test split and write evaluation.json."""
+    from simlab.pipeline.training import evaluate_run
+
+    configure_logging(verbose=verbose)
+    typer.echo(str(evaluate_run(RunDirectory.open(run))))
+    return 0
+
+
+def plot(run: RunPath, verbose: Verbose = False) -> int:
+    """Draw the run's figures, each with the numbers behind it."""
+    from simlab.pipeline.plots import save_figures
+
+    configure_logging(verbose=verbose)
+    for path in save_figures(RunDirectory.open(run).path):
+        typer.echo(str(path))
+    return 0
+
+
+def report(run: RunPath, verbose: Verbose = False) -> int:
+    """Draw the figures and write report.html, one self-contained page."""
+    from simlab.pipeline.training import report_run
+
+    configure_logging(verbose=verbose)
+    typer.echo(str(report_run(RunDirectory.open(run))))
+    return 0
+
+
+def _resolve(case: Path, out: Path | None, overrides: list[str], smoke: bool) -> tuple[Case, Path]:
+    resolved = load_case(case, overrides, smoke)
+    name = case.stem + ("_smoke" if smoke else "")
+    return resolved, out if out is not None else Path("runs") / name
+
+
+def _check(case: Case, n_ranks: int, directory: Path) -> None:
+    check_case(case)
+    plan(case, n_ranks, directory)
+
+
+def _print_plan(case: Case, n_ranks: int, directory: Path) -> int:
+    lines = plan(case, n_ranks, directory) | {"run directory": str(directory)}
+    if case.train is not None:
+        lines["training"] = f"{case.train.operator!r}, {case.train.n_batches} batches"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        typer.echo(f"{name:{width}}  {text}")
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, e.g. 0/8")
+    return int(index), int(count)
+
+
+def _training_run(case: Case, directory: Path) -> RunDirectory:
+    """Open the run that training belongs to, or start it when the trainer comes first."""
+    tables: dict[str, Any] = case.tables()
+    if not (directory / "manifest.json").is_file():
+        return RunDirectory.start(directory, tables, resume=False, seed=case.campaign.seed)
+    run = RunDirectory.open(directory)
+    settled = {name: value for name, value in run.manifest()["case"].items() if name != "train"}
+    wanted = {name: value for name, value in tables.items() if name != "train"}
+    changed = differences(settled, wanted)
+    if changed:
+        raise ConfigError(
+            [f"{line}: the case changed since its data were made" for line in changed],
+            str(directory),
+        )
+    if run.manifest()["case"].get("train") != tables["train"]:
+        run.update(case={"train": tables["train"]})
+    return run
