@@ -1,0 +1,223 @@
+"""Campaigns: any number of ranks gives the same data; kills, failures and stops lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ROOT, command, environment, simlab
+
+from simlab.store.store import SnapshotStore
+
+CASE = """
+[family]
+kind = "darcy"
+cells = {cells}
+[solver]
+kind = "{solver}"
+rtol = 1e-10
+[campaign]
+n = {n}
+seed = 9157
+"""
+
+
+def write_case(directory: Path, cells: int = 12, n: int = 20, solver: str = "auto") -> Path:
+    path = directory / "case.toml"
+    path.write_text(CASE.format(cells=cells, n=n, solver=solver))
+    return path
+
+
+def solutions(store: SnapshotStore) -> dict[int, np.ndarray]:
+    found = {}
+    for name in ("train", "valid", "test"):
+        for item in store.split(name):
+            assert item.sample.index not in found
+            found[item.sample.index] = np.asarray(item.outputs["u"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory) -> tuple[Path, dict[int, np.ndarray]]:
+    directory = tmp_path_factory.mktemp("serial")
+    case = write_case(directory)
+    done = simlab("generate", case, "--out", directory / "run")
+    assert done.returncode == 0, done.stderr
+    return case, solutions(SnapshotStore.open(directory / "run" / "store"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [(2, []), (3, []), (2, ["--set", "campaign.ranks_per_group=2"])],
+)
+def test_any_number_of_ranks_gives_the_same_data(serial, tmp_path, ranks, words) -> None:
+    case, expected = serial
+    out = tmp_path / "run"
+    done = simlab("generate", case, "--out", out, *words, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    store = SnapshotStore.open(out / "store")
+    assert store.is_complete()
+    assert not store.verify(deep=True)
+    found = solutions(store)
+    assert sorted(found) == sorted(expected) == list(range(20))
+    for index, values in found.items():
+        scale = np.abs(expected[index]).max()
+        np.testing.assert_allclose(values, expected[index], atol=1e-6 * scale, rtol=0)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["state"] == "done"
+    assert manifest["campaign"]["done"] == 20
+    assert manifest["campaign"]["worst_true_relres"] <= 1e-10
+
+
+def test_shards_of_a_job_array_fill_one_store_between_them(serial, tmp_path) -> None:
+    case, expected = serial
+    out = tmp_path / "run"
+    for part in ("0/3", "2/3", "1/3", "1/3"):  # a part twice: idempotent
+        done = simlab("generate", case, "--out", out, "--shard", part)
+        assert done.returncode == 0, done.stderr
+    simlab("store", "seal", out / "store")
+    store = SnapshotStore.open(out / "store")
+    assert store.is_complete()
+    assert sorted(solutions(store)) == sorted(expected)
+
+
+def test_petsc_words_after_the_dashes_reach_the_solver(tmp_path) -> None:
+    case = write_case(tmp_path, n=2, solver="cg_icc")
+    done = simlab("generate", case, "--out", tmp_path / "run", "--", "-ksp_converged_reason")
+    assert done.returncode == 0, done.stderr
+    assert "Linear solve converged" in done.stdout
+
+
+def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path) -> None:
+    case = write_case(tmp_path, cells=64, n=600, solver="cg_icc")
+    out = tmp_path / "run"
+    dice = random.Random(2203)
+    kills = 0
+    acknowledged: set[int] = set()
+    for _ in range(200):
+        process = subprocess.Popen(
+            command(["generate", case, "--out", out, *(["--resume"] if kills else [])]),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(0.6 + 1.2 * dice.random() if kills < 20 else 120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += (out / "manifest.json").exists()
+            if (out / "store" / "campaign.json").exists():
+                store = SnapshotStore.open(out / "store")
+                done = set(map(int, store.done()))
+                assert acknowledged <= done
+                acknowledged = done
+            continue
+        assert code == 0, process.stderr.read().decode()
+        break
+    assert kills >= 5, "the campaign ended before it could be killed often enough"
+    store = SnapshotStore.open(out / "store")
+    assert store.is_complete()
+    assert not store.verify(deep=True)
+    assert sorted(solutions(store)) == list(range(600))
+    assert not list((out / "store").rglob("*.part"))
+
+
+def test_a_stop_file_ends_after_the_sample_at_hand_and_resume_goes_on(tmp_path) -> None:
+    case = write_case(tmp_path, cells=64, n=4000, solver="cg_icc")
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(["generate", case, "--out", out], ranks=2),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not list((out / "store" / "data" / "valid").glob("*.h5")):
+        time.sleep(0.05)
+        assert process.poll() is None
+    (out / "STOP").touch()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "--resume goes on" in text
+    assert json.loads((out / "manifest.json").read_text())["state"] == "stopped"
+    store = SnapshotStore.open(out / "store")
+    assert 0 < len(store.done()) < 4000
+    assert not store.verify(deep=True)
+
+
+FAILING_RANK = """
+import sys
+from simlab.cli import main
+from simlab.problems.darcy import Darcy
+
+original = Darcy.assemble
+
+def assemble(self, mu, state, step=0, previous=None):
+    from simlab.core.comm import world
+    if mu.index >= 8 and world().rank == 1:
+        raise RuntimeError("the cosmic ray")
+    return original(self, mu, state, step, previous)
+
+Darcy.assemble = assemble
+main()
+"""
+
+
+def test_a_rank_that_raises_ends_the_job_within_seconds(tmp_path) -> None:
+    case = write_case(tmp_path, cells=48, n=100000, solver="cg_icc")
+    script = tmp_path / "fail.py"
+    script.write_text(FAILING_RANK)
+    words = command(["generate", case, "--out", tmp_path / "run"], ranks=2)
+    words[words.index("-m") : words.index("simlab") + 1] = [str(script)]
+    begun = time.monotonic()
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "the cosmic ray" in done.stderr
+    assert "rank 1" in done.stderr
+    assert time.monotonic() - begun < 30
+
+
+FAILING_SAMPLE = FAILING_RANK.replace(
+    """    from simlab.core.comm import world
+    if mu.index >= 8 and world().rank == 1:
+        raise RuntimeError("the cosmic ray")
+    return original(self, mu, state, step, previous)
+""",
+    """    system = original(self, mu, state, step, previous)
+    if mu.index in (3, 7):
+        system.b.set(float("nan"))
+    return system
+""",
+)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_failed_sample_is_recorded_and_skipped(tmp_path, ranks) -> None:
+    case = write_case(tmp_path, n=12, solver="cg_icc")
+    script = tmp_path / "fail.py"
+    script.write_text(FAILING_SAMPLE)
+    words = command(["generate", case, "--out", tmp_path / "run"], ranks=ranks)
+    words += ["--set", f"campaign.ranks_per_group={ranks}"]
+    words[words.index("-m") : words.index("simlab") + 1] = [str(script)]
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    store = SnapshotStore.open(tmp_path / "run" / "store")
+    assert sorted(map(int, store.failed())) == [3, 7]
+    assert sorted(solutions(store)) == [i for i in range(12) if i not in (3, 7)]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [entry["index"] for entry in manifest["campaign"]["failures"]] == [3, 7]
+    assert "finite" in manifest["campaign"]["failures"][0]["reason"]
