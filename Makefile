@@ -4,7 +4,6 @@ SHELL := /bin/bash
 .PHONY: help setup test demo lint check docs clean
 
 RANKS ?= 1
-MPIRUN ?= mpirun
 SIMLAB := .venv/bin/simlab
 
 # Open MPI refuses root and more ranks than cores unless told otherwise (PRTE_: Open MPI 5), and two
@@ -15,7 +14,6 @@ export OMPI_MCA_rmaps_base_oversubscribe := 1
 export OMPI_MCA_hwloc_base_binding_policy := none
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMP_NUM_THREADS ?= 1
-export MPIRUN
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -28,7 +28,7 @@ on_ranks() {
         others=(: -n $((ranks - 1)) bash -c 'exec "$@" >>"$0" 2>&1' "$RANK_LOG" "${PYTEST[@]}" "${words[@]}")
     fi
     : >"$RANK_LOG"
-    timeout --kill-after=10 "$LIMIT" "${MPIRUN:-mpirun}" -n 1 "${PYTEST[@]}" "${words[@]}" "${others[@]}" </dev/null && return
+    timeout --kill-after=10 "$LIMIT" ${SIMLAB_MPIRUN:-mpirun} -n 1 "${PYTEST[@]}" "${words[@]}" "${others[@]}" </dev/null && return
     printf '== the other ranks said\n'
     tail -n 60 "$RANK_LOG"
     return 1
