@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, command, environment, simlab
-
 from simlab.store.store import SnapshotStore
 
 CASE = """

@@ -9,7 +9,7 @@ import pytest
 from commands import CASES, simlab
 
 DARCY = '[family]\nkind = "darcy"\ncells = 8\n[campaign]\nn = 4\n'
-OWN = '[family]\nkind = "darcy"\ncells = 8\nfields = {{ file = "{file}", dataset = "a" }}\n[campaign]\nn = 4\n'
+OWN = DARCY.replace("[campaign]", 'fields = {{ file = "{file}", dataset = "a" }}\n[campaign]')
 
 
 def fields(value: float) -> np.ndarray:
