@@ -156,7 +156,7 @@ def check_petsc(timeout: float = 60.0) -> list[Finding]:
                 "PETSc scalars",
                 found["scalar"],
                 "fault",
-                "simlab needs a PETSc with real double scalars; set PETSC_DIR and PETSC_ARCH to one",
+                "simlab needs real double scalars; set PETSC_DIR and PETSC_ARCH to such a PETSc",
             )
         )
     packages = found["packages"]
