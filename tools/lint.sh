@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Run every static check, report all of them, and fail if any failed.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 status=0
 check() {
     printf '\n== %s\n' "$*"
-    if ! ".venv/bin/$@"; then status=1; fi
+    if ! ".venv/bin/$1" "${@:2}"; then status=1; fi
 }
 
 check ruff check .

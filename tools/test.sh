@@ -5,7 +5,7 @@
 #
 # Called by `make test`, which sets the environment (ranks as root, more ranks than cores).
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 readonly PYTEST=(.venv/bin/python -m pytest)
 readonly RANK_LOG=.setup/ranks.txt
