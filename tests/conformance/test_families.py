@@ -1,0 +1,249 @@
+"""Every registered problem family keeps the promises of the protocol.
+
+A new family is tested by existing; all it has to add is one small table to ``SMALL``.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simlab.core.comm import self_comm
+from simlab.core.config import as_table
+from simlab.core.errors import ConfigError
+from simlab.core.reports import Reason, SolveReport
+from simlab.linalg import petsc as PETSc
+from simlab.linalg.system import SolveResult
+from simlab.problems.family import families, trajectory
+
+CASES = Path(__file__).parents[2] / "cases"
+
+SMALL = {
+    "darcy": [
+        {"cells": 6},
+        {"cells": 3, "dim": 3, "fields": {"kind": "four_parameter"}},
+        {"cells": 7, "fields": {"kind": "two_phase", "low": 1.0, "high": 90.0}, "source": -2.0},
+        {"cells": 16, "fields": {"file": str(CASES / "data" / "permeability_16.npz")}},
+    ],
+    "heat": [{"cells": 5, "n_steps": 3}],
+}
+TABLES = [{"kind": kind} | table for kind, tables in SMALL.items() for table in tables]
+SEED = 60659
+
+
+def label(table):
+    return "-".join(
+        str(value) if not isinstance(value, dict) else "fields" for value in table.values()
+    )
+
+
+@pytest.fixture(params=TABLES, ids=label)
+def table(request):
+    return request.param
+
+
+@pytest.fixture
+def family(table):
+    return families.build(table)
+
+
+@pytest.fixture
+def workspace(family):
+    made = family.setup(self_comm())
+    yield made
+    made.destroy()
+
+
+def dense(A):
+    rows, columns, values = A.getValuesCSR()
+    full = np.zeros(A.getSize())
+    full[np.repeat(np.arange(full.shape[0]), np.diff(rows)), columns] = values
+    return full
+
+
+def solve(system, ksp_type="preonly", pc_type="lu"):
+    """Solve from scratch with PETSc's own LU."""
+    ksp = PETSc.KSP().create(self_comm())
+    ksp.setType(ksp_type)
+    ksp.getPC().setType(pc_type)
+    ksp.setOperators(system.A)
+    x = system.b.duplicate()
+    ksp.solve(system.b, x)
+    ksp.destroy()
+    report = SolveReport("lu", Reason.CONVERGED, 1, 1, 1, system.residual(x), 1e-10)
+    assert report.true_relres < report.rtol
+    return SolveResult(x, report)
+
+
+@pytest.mark.parametrize("kind", families.kinds())
+def test_every_kind_has_a_small_table(kind):
+    assert SMALL.get(kind), f"add a small table for family {kind!r} to SMALL in {__file__}"
+
+
+def test_settings_round_trip_through_their_table(family):
+    written = json.loads(json.dumps(as_table(family)))
+    assert families.build(written) == family
+    assert repr(family) == repr(families.build(written))
+    assert written["kind"] == family.kind
+
+
+def test_unknown_keys_are_named(table):
+    with pytest.raises(ConfigError, match="no_such_key: unknown key"):
+        families.build(table | {"no_such_key": 1})
+
+
+def test_describing_a_family_loads_neither_petsc_nor_mpi_nor_torch(table):
+    code = (
+        "import sys, json; from simlab.problems.family import families;"
+        "family = families.build(json.loads(sys.argv[1])); family.validate(); repr(family);"
+        "family.schema.check_sample(family.space.sample(1, 3)[0]); family.steps;"
+        "print(*{'petsc4py', 'mpi4py', 'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(table)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_validate_accepts_the_small_table(family):
+    family.validate()
+
+
+def test_samples_depend_on_seed_and_index_only(family):
+    eight, tail = family.space.sample(8, SEED), family.space.sample(5, SEED, start=3)
+    assert [mu.index for mu in eight] == list(range(8))
+    for one, other in zip(eight[3:], tail, strict=True):
+        assert (one.index, one.seed, dict(one.parameters)) == (
+            other.index,
+            other.seed,
+            dict(other.parameters),
+        )
+        assert one.fields.keys() == other.fields.keys()
+        for name, values in one.fields.items():
+            np.testing.assert_array_equal(values, other.fields[name])
+    keys = [
+        np.concatenate([list(mu.parameters.values()), *map(np.ravel, mu.fields.values())])
+        for mu in eight
+    ]
+    assert all(not np.array_equal(keys[0], key) for key in keys[1:])
+
+
+def test_samples_fit_space_and_schema(family):
+    for mu in family.space.sample(3, SEED):
+        family.schema.check_sample(mu)
+        assert family.space.contains(mu)
+        assert set(family.space.names) == set(mu.parameters) | set(mu.fields)
+        assert {spec.name for spec in family.schema.inputs} <= set(mu.fields)
+        assert set(family.schema.parameters) <= set(mu.parameters)
+
+
+def test_schema_has_one_time_per_step(family):
+    schema = family.schema
+    assert family.steps >= 1
+    assert len(schema.times) == family.steps
+    assert list(schema.times) == sorted(set(schema.times))
+    assert type(schema).from_json(json.loads(json.dumps(schema.to_json()))).to_json() == (
+        schema.to_json()
+    )
+
+
+def test_traits_are_true(family, workspace):
+    versions, matrices = set(), []
+    for mu in family.space.sample(3, SEED):
+        system = family.assemble(mu, workspace)
+        A = dense(system.A)
+        traits = system.traits
+        versions.add(system.version)
+        matrices.append(A)
+        assert system.mu is mu
+        assert system.index == mu.index
+        assert np.all(np.isfinite(A))
+        if traits.symmetric or traits.spd:
+            np.testing.assert_allclose(A, A.T, rtol=0, atol=1e-13 * np.abs(A).max())
+        if traits.spd:
+            np.linalg.cholesky(A)
+        if traits.grid is not None:
+            check_stencil(A, traits.grid)
+    if traits.constant_matrix:
+        assert len(versions) == 1
+        np.testing.assert_array_equal(matrices[0], matrices[1])
+        np.testing.assert_array_equal(matrices[0], matrices[2])
+    else:
+        assert len(versions) == 3
+        assert not np.array_equal(matrices[0], matrices[1])
+
+
+def check_stencil(A, grid):
+    """Nonzeros only on the diagonal and between neighbours of the grid, last axis fastest."""
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
+    index = index.reshape(-1, len(grid.shape))
+    assert len(A) == len(index)
+    gap = np.abs(index[:, None] - index[None])
+    if grid.boundary == "periodic":
+        gap = np.minimum(gap, np.array(grid.shape) - gap)
+    assert np.all(A[gap.sum(-1) > 1] == 0)
+
+
+def test_assembling_again_gives_the_same_bits(family, workspace):
+    one, two = family.space.sample(2, SEED)
+    first = family.assemble(one, workspace)
+    A, b, version = dense(first.A), first.b.getArray().copy(), first.version
+    again = family.assemble(one, workspace)
+    if again.version == version:
+        np.testing.assert_array_equal(dense(again.A), A)
+    other = family.assemble(two, workspace)
+    assert not (np.array_equal(dense(other.A), A) and np.array_equal(other.b.getArray(), b))
+    back = family.assemble(one, workspace)
+    np.testing.assert_array_equal(dense(back.A), A)
+    np.testing.assert_array_equal(back.b.getArray(), b)
+    fresh = family.setup(self_comm())
+    anew = family.assemble(one, fresh)
+    np.testing.assert_array_equal(dense(anew.A), A)
+    np.testing.assert_array_equal(anew.b.getArray(), b)
+    fresh.destroy()
+
+
+def test_version_stays_when_nothing_changes(family, workspace):
+    mu = family.space.sample(1, SEED)[0]
+    system = family.assemble(mu, workspace)
+    version = system.version
+    solve(system)
+    assert family.assemble(mu, workspace).version == version
+
+
+def test_trajectories_have_the_shape_that_the_schema_promises(family, workspace):
+    found = []
+    for mu in family.space.sample(2, SEED):
+        steps = list(trajectory(family, mu, workspace, solve))
+        assert [(s.step, s.time) for s in steps] == list(enumerate(family.schema.times))
+        for step in steps:
+            assert set(step.fields) == {spec.name for spec in family.schema.outputs}
+            for spec in family.schema.outputs:
+                family.schema.check_field(spec, step.fields[spec.name], family.kind)
+        found.append(steps[-1].fields)
+    name = family.schema.outputs[0].name
+    assert not np.allclose(found[0][name], found[1][name], rtol=1e-6)
+
+
+def test_observed_fields_outlive_the_vector(family, workspace):
+    mu = family.space.sample(1, SEED)[0]
+    x = solve(family.assemble(mu, workspace)).x
+    before = family.observe(mu, x, workspace)
+    kept = {name: values.copy() for name, values in before.items()}
+    x.set(-7.0)
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, kept[name])
+
+
+def test_workspaces_do_not_share_storage(family, workspace):
+    one, two = family.space.sample(2, SEED)
+    system = family.assemble(one, workspace)
+    A, b = dense(system.A), system.b.getArray().copy()
+    other = family.setup(self_comm())
+    family.assemble(two, other)
+    np.testing.assert_array_equal(dense(system.A), A)
+    np.testing.assert_array_equal(system.b.getArray(), b)
+    other.destroy()
