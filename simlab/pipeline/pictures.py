@@ -202,7 +202,7 @@ def show(
     axis.spines[:].set_visible(False)
     axis.set_title(title)
     if bar:
-        made = axis.figure.colorbar(image, ax=axis, shrink=0.92, pad=0.02, aspect=18)
+        made = axis.figure.colorbar(image, ax=axis, shrink=0.84, pad=0.02, aspect=18)
         made.outline.set_visible(False)
         if spec.units not in ("", "1"):
             made.set_label(_mathtext(spec.units))

@@ -1,0 +1,324 @@
+"""Curves of a run: training, throughput, the solvers' work, and how errors are spread.
+
+Every function takes data and an optional axis and returns the axis. Figures are made without
+pyplot: nothing is shown, nothing stays behind. Pictures of fields are in
+:mod:`simlab.pipeline.pictures`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simlab.pipeline.evaluate import Evaluation
+from simlab.pipeline.pictures import COLOURS, INK, new_axes, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "buffer_curves",
+    "calibration_plot",
+    "error_distribution",
+    "error_histogram",
+    "error_in_time",
+    "iterations_histogram",
+    "loss_curve",
+    "progress_curve",
+    "read_metrics",
+    "residual_histogram",
+    "series",
+    "throughput_curves",
+    "validation_curve",
+]
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Read ``metrics.jsonl``; no file gives no lines, a torn line (a killed writer) is left out."""
+    path = Path(path)
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+    return found
+
+
+def series(metrics: Metrics, kind: str, *keys: str) -> np.ndarray:
+    """Return numbers of the lines of one kind, shape (n_lines, n_keys); NaN where a key is absent.
+
+    A key may name a nested entry: ``"buffer.seen"``.
+    """
+
+    def value(entry: Any, key: str) -> float:
+        for part in key.split("."):
+            entry = entry.get(part) if isinstance(entry, Mapping) else None
+        return float(entry) if isinstance(entry, int | float) else np.nan
+
+    rows = [[value(line, key) for key in keys] for line in metrics if line.get("kind") == kind]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(keys))
+
+
+@styled
+def loss_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
+    """Draw the training loss over batches, with its running median over 1/40 of the run."""
+    axis = _axis(axis)
+    batch, loss = series(metrics, "train", "batch", "loss").T
+    _log_if_positive(axis, loss)
+    width = max(len(loss) // 40, 1)
+    if width > 2:
+        axis.plot(batch, loss, color=COLOURS[0], alpha=0.3, linewidth=0.8)
+        axis.plot(batch, _running_median(loss, width), color=COLOURS[0])
+    else:
+        axis.plot(batch, loss, color=COLOURS[0])
+    return _labels(axis, "batch", "training loss", "Training loss")
+
+
+@styled
+def validation_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
+    """Draw median, p95 and maximum of the validation samples' relative L2 error over batches."""
+    axis = _axis(axis)
+    keys = ("median", "p95", "max")
+    values = series(metrics, "validation", "batch", *(f"rel_l2.{key}" for key in keys))
+    _log_if_positive(axis, values[:, 1:])
+    for k, key in enumerate(keys):
+        axis.plot(
+            values[:, 0], values[:, k + 1], ("-", "--", ":")[k], color=COLOURS[k], label=key,
+            marker="o" if len(values) < 30 else None, markersize=3,
+        )  # fmt: skip
+    axis.legend()
+    return _labels(axis, "batch", "relative L2 error", "Validation error")
+
+
+@styled
+def progress_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
+    """Draw solved and failed samples over the seconds since the run began."""
+    axis = _axis(axis)
+    seconds, done, failed, total = series(
+        metrics, "campaign", "seconds", "done", "failed", "total"
+    ).T
+    axis.plot(seconds, done, color=COLOURS[0], label="solved")
+    if np.nanmax(failed, initial=0) > 0:
+        axis.plot(seconds, failed, color=COLOURS[1], label="failed")
+    if len(total) and np.isfinite(total[-1]):
+        axis.axhline(total[-1], color=INK, linewidth=0.8, linestyle=":", label="planned")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return _labels(axis, "time since start [s]", "samples", "Samples solved")
+
+
+@styled
+def throughput_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
+    """Draw samples per second that the solvers produce and the trainer consumes."""
+    axis = _axis(axis)
+    drawn = []
+    for kind, label, colour in (
+        ("campaign", "solvers", COLOURS[0]),
+        ("train", "trainer", COLOURS[1]),
+    ):
+        seconds, rate = series(metrics, kind, "seconds", "samples_per_s").T
+        if np.isfinite(rate).any():
+            width = max(len(rate) // 40, 1) if kind == "train" else 1
+            axis.plot(seconds, _running_median(rate, width), color=colour, label=label)
+            drawn.append(rate[np.isfinite(rate)])
+    if drawn:
+        both = np.concatenate(drawn)
+        if both.min() > 0 and both.max() > 20 * both.min():
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+        axis.legend()
+    return _labels(axis, "time since start [s]", "samples per second", "Throughput")
+
+
+@styled
+def buffer_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
+    """Draw how many buffered samples the trainer has seen and not yet seen, over time."""
+    axis = _axis(axis)
+    seconds, unseen, seen = series(metrics, "train", "seconds", "buffer.unseen", "buffer.seen").T
+    order = np.argsort(seconds, kind="stable")
+    axis.stackplot(
+        seconds[order], np.nan_to_num(unseen[order]), np.nan_to_num(seen[order]),
+        labels=["not yet seen", "seen"], colors=[COLOURS[4], COLOURS[5]], alpha=0.85, linewidth=0,
+    )  # fmt: skip
+    axis.set_ylim(bottom=0)
+    axis.legend(loc="lower right")
+    return _labels(axis, "time since start [s]", "samples in the buffer", "Training buffer")
+
+
+@styled
+def iterations_histogram(iterations: np.ndarray, axis: Axes | None = None) -> Axes:
+    """Draw how many iterations the solves took, shape (n_solves,)."""
+    axis = _axis(axis)
+    values = np.asarray(iterations).ravel()
+    low, high = int(values.min(initial=0)), int(values.max(initial=1))
+    step = max((high - low) // 40 + 1, 1)
+    axis.hist(values, np.arange(low, high + 2 * step, step) - 0.5, color=COLOURS[0], alpha=0.85)
+    if values.size:
+        _mark(axis, {"mean": float(values.mean()), "max": float(high)}, "{:.1f}")
+    return _labels(axis, "iterations per solve", "solves", "Solver iterations")
+
+
+@styled
+def residual_histogram(
+    residuals: np.ndarray, tolerance: float | None = None, axis: Axes | None = None
+) -> Axes:
+    """Draw the true relative residuals of the solves and the tolerance they were held to."""
+    axis = _axis(axis)
+    values = np.asarray(residuals, dtype=np.float64).ravel()
+    values = np.maximum(values[np.isfinite(values)], 1e-17)
+    axis.hist(values, _log_bins(values), color=COLOURS[0], alpha=0.85)
+    axis.set_xscale("log")
+    if tolerance:
+        _mark(axis, {"tolerance": tolerance}, "{:.0e}")
+    return _labels(axis, "true relative residual", "solves", "Residuals, recomputed")
+
+
+@styled
+def error_histogram(errors: Mapping[str, np.ndarray], axis: Axes | None = None) -> Axes:
+    """Draw how the relative errors of the test samples are spread, shape (n,) per field."""
+    axis = _axis(axis)
+    shown = {name: _positive(values) for name, values in errors.items()}
+    bins = _log_bins(np.concatenate(list(shown.values())))
+    for k, (name, values) in enumerate(shown.items()):
+        axis.hist(values, bins, color=COLOURS[k % 6], alpha=0.7, label=name)
+    axis.set_xscale("log")
+    axis.legend()
+    return _labels(axis, "relative L2 error", "test samples", "Error histogram")
+
+
+@styled
+def error_distribution(
+    errors: Mapping[str, np.ndarray],
+    baseline: Mapping[str, np.ndarray] | None = None,
+    axis: Axes | None = None,
+) -> Axes:
+    """Draw the share of test samples below each relative error, with median, p95 and p99 marked.
+
+    Parameters
+    ----------
+    errors : mapping of str to ndarray, shape (n,)
+        By field.
+    baseline : mapping of str to ndarray, optional
+        Errors of predicting the mean output, drawn dashed.
+    """
+    axis = _axis(axis)
+    for k, (name, values) in enumerate(errors.items()):
+        colour = COLOURS[k % 6]
+        known = np.sort(_positive(values))
+        axis.step(known, np.arange(1, len(known) + 1) / len(values), where="post", color=colour,
+                  label=name)  # fmt: skip
+        for share in (0.5, 0.95, 0.99):
+            place = int(np.ceil(share * len(values))) - 1
+            if place < len(known):
+                axis.plot(known[place], share, "o", color=colour, markersize=4)
+        other = np.sort(_positive((baseline or {}).get(name, np.zeros(0))))
+        if other.size:
+            axis.step(other, np.arange(1, len(other) + 1) / len(other), "--", where="post",
+                      color=colour, alpha=0.7, label=f"{name}: mean output")  # fmt: skip
+    axis.set_xscale("log")
+    axis.set_ylim(0, 1.02)
+    axis.legend(loc="best")
+    return _labels(axis, "relative L2 error", "share of test samples", "Error distribution")
+
+
+@styled
+def error_in_time(evaluation: Evaluation, axis: Axes | None = None) -> Axes:
+    """Draw median and 95th percentile of the error at each stored time."""
+    axis = _axis(axis)
+    for k, (name, item) in enumerate(evaluation.fields.items()):
+        middle, high = _quantiles(item.per_time, (0.5, 0.95))
+        axis.plot(evaluation.times, middle, color=COLOURS[k % 6], label=f"{name}: median")
+        axis.plot(evaluation.times, high, "--", color=COLOURS[k % 6], label=f"{name}: p95")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return _labels(axis, "time", "relative L2 error at that time", "Error in time")
+
+
+@styled
+def calibration_plot(estimates: np.ndarray, errors: np.ndarray, axis: Axes | None = None) -> Axes:
+    """Draw actual against estimated errors, shape (n,); below the line the estimate was enough."""
+    axis = _axis(axis)
+    usable = np.isfinite(estimates) & np.isfinite(errors) & (errors > 0) & (estimates > 0)
+    estimate, error = estimates[usable], errors[usable]
+    covered = error <= estimate
+    axis.loglog(estimate[covered], error[covered], "o", color=COLOURS[0], markersize=3.5,
+                alpha=0.7, label=f"covered ({covered.sum()})")  # fmt: skip
+    axis.loglog(estimate[~covered], error[~covered], "^", color=COLOURS[1], markersize=4,
+                alpha=0.8, label=f"underestimated ({(~covered).sum()})")  # fmt: skip
+    if error.size:
+        ends = [min(estimate.min(), error.min()) / 1.3, max(estimate.max(), error.max()) * 1.3]
+        axis.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":", label="error = estimate")
+    axis.legend()
+    return _labels(axis, "estimated relative error", "actual relative error", "Trust")
+
+
+def _axis(axis: Axes | None) -> Axes:
+    made: Axes = new_axes()[0, 0] if axis is None else axis
+    return made
+
+
+def _labels(axis: Axes, x: str, y: str, title: str) -> Axes:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.set_title(title)
+    axis.grid(True)
+    axis.set_axisbelow(True)
+    return axis
+
+
+def _log_if_positive(axis: Axes, values: np.ndarray) -> None:
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() > 0:
+        axis.set_yscale("log")
+
+
+def _running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """Return the median over a window of ``width`` values that shrinks at the ends."""
+    half = width // 2
+    if half == 0:
+        return values
+    padded = np.concatenate([np.full(half, np.nan), values, np.full(half, np.nan)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+    known = np.isfinite(windows).any(axis=1)
+    middle = np.full(len(values), np.nan)
+    middle[known] = np.nanmedian(windows[known], axis=1)
+    return middle
+
+
+def _positive(errors: np.ndarray) -> np.ndarray:
+    """Return the finite errors, zeros lifted to what a logarithmic axis can show."""
+    return np.maximum(errors[np.isfinite(errors)], 1e-16)
+
+
+def _log_bins(values: np.ndarray, n: int = 30) -> np.ndarray:
+    if values.size == 0:
+        return np.array([0.1, 1.0])
+    low, high = np.log10(values.min()), np.log10(values.max())
+    spread = max(high - low, 0.05)
+    return np.logspace(low - 0.02 * spread, low + 1.02 * spread, n + 1)
+
+
+def _mark(axis: Axes, values: Mapping[str, float], pattern: str) -> None:
+    for k, (name, value) in enumerate(values.items()):
+        axis.axvline(value, color=INK, linewidth=1.0, linestyle=("--", ":")[k % 2],
+                     label=f"{name} {pattern.format(value)}")  # fmt: skip
+    axis.legend()
+
+
+def _quantiles(values: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Return quantiles over samples of the finite entries, shape (n_shares, T)."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    known = np.isfinite(finite).any(axis=0)
+    found = np.full((len(shares), values.shape[1]), np.nan)
+    found[:, known] = np.nanquantile(finite[:, known], shares, axis=0)
+    return found
