@@ -29,6 +29,16 @@ SMALL = {
         {"cells": 16, "fields": {"file": str(CASES / "data" / "permeability_16.npz")}},
     ],
     "heat": [{"cells": 5, "n_steps": 3}],
+    "poisson": [
+        {
+            "mesh": str(CASES / "meshes" / "bracket_coarse.msh"),
+            "dirichlet": {"bore": [60.0, 90.0]},
+            "source": [0.0, 10.0],
+            "degree": degree,
+            "grid": [9, 7],
+        }
+        for degree in (1, 2)
+    ],
 }
 TABLES = [{"kind": kind} | table for kind, tables in SMALL.items() for table in tables]
 SEED = 60659

@@ -1,5 +1,7 @@
 """One system on 1, 2 and 3 ranks: the same matrix, right-hand side and fields as on one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pytest_mpi.parallel_assert import parallel_assert
@@ -9,11 +11,19 @@ from simlab.core.errors import ConfigError
 from simlab.linalg import petsc as PETSc
 from simlab.problems.family import families
 
+MESHES = Path(__file__).parents[2] / "cases" / "meshes"
 TABLES = [
     {"kind": "darcy", "cells": 9, "fields": {"kind": "lognormal", "scale": 5.0}},
     {"kind": "darcy", "cells": 7, "fields": {"kind": "two_phase"}},
     {"kind": "darcy", "cells": 4, "dim": 3},
     {"kind": "heat", "cells": 8, "n_steps": 2},
+    {
+        "kind": "poisson",
+        "mesh": str(MESHES / "bracket_coarse.msh"),
+        "dirichlet": {"bore": [60.0, 90.0]},
+        "source": [0.0, 10.0],
+        "grid": [9, 7],
+    },
 ]
 SEED = 40289
 
@@ -48,7 +58,7 @@ def probes(family, mu, comm):
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("table", TABLES, ids=lambda t: "-".join(map(str, t.values()))[:24])
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t['kind']}-{TABLES.index(t)}")
 def test_any_number_of_ranks_gives_the_serial_answer(table):
     family = families.build(table)
     comm = world()
