@@ -98,6 +98,18 @@ class Schema:
         names = [spec.name for spec in self.fields]
         if len(set(names)) != len(names):
             raise SchemaError(f"schema {self.name}: two fields of one name in {names}")
+        taken = [*names, *self.parameters, *self.constants]
+        clash = sorted({name for name in taken if taken.count(name) > 1})
+        if clash:
+            raise SchemaError(
+                f"schema {self.name}: {', '.join(clash)} names both a field and a scalar"
+            )
+        wrong = [name for name in (*taken, *(axis.name for axis in self.axes)) if "/" in name]
+        if wrong or any(axis.name == "time" for axis in self.axes):
+            raise SchemaError(
+                f"schema {self.name}: names hold no '/', and no axis is called 'time': "
+                f"{', '.join(wrong) or 'time'}"
+            )
         if not self.outputs:
             raise SchemaError(f"schema {self.name}: no output field")
         if self.mesh is None and any(spec.location == "vertex" for spec in self.fields):

@@ -1,0 +1,281 @@
+"""Following a store while it is written: records in, a position out, nothing lost or repeated.
+
+A position says how many bytes of each segment were read, and the next step of each trajectory that
+is open. When a segment is gone, its ``retired`` line in the manifest leads to the shards its
+trajectories went to. A trajectory lies in the bytes ``begin .. end`` of its segment, so for a
+reader that had come to byte ``p``: ``end <= p`` was read already; the others are read from the
+shard, from their next step on. The reader's own checkpoint, position included, is the only
+acknowledgement there is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from simlab.core.errors import StoreError
+from simlab.core.samples import Sample
+from simlab.store.inflight import segment_names
+from simlab.store.records import Group, Kind, Record, scan
+from simlab.store.schema import FieldSpec, Schema
+from simlab.store.shards import field_path
+
+if TYPE_CHECKING:
+    from simlab.store.store import SnapshotStore
+
+__all__ = ["Begin", "End", "Event", "Position", "StepRecord", "follow"]
+
+
+@dataclass(frozen=True, eq=False)
+class Begin:
+    """A trajectory begins; a higher attempt than one seen before replaces it."""
+
+    traj: int
+    attempt: int
+    split: str
+    sample: Sample
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """One stored step; ``fields`` holds every output field, in the stored type."""
+
+    traj: int
+    attempt: int
+    step: int
+    time: float
+    fields: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class End:
+    """A trajectory that had begun ends.
+
+    ``status`` is "done", "failed" or, when its writer died, "abandoned".
+    """
+
+    traj: int
+    attempt: int
+    status: str
+
+
+Event = Begin | StepRecord | End
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a follower has come; :meth:`to_json` gives plain values for a checkpoint.
+
+    Attributes
+    ----------
+    campaign : str
+        The store it belongs to.
+    manifest : mapping of str to int
+        Bytes of each manifest file up to which retired segments were dealt with.
+    segments : mapping of str to int
+        Bytes read of each segment not retired yet.
+    open : mapping of int to (attempt, next step, segment)
+        Trajectories that have begun and not ended.
+    attempts : mapping of int to int
+        Attempts above 1 that were met.
+    turn : int
+        Calls so far; decides which writer is read first.
+    """
+
+    campaign: str
+    manifest: Mapping[str, int] = field(default_factory=dict)
+    segments: Mapping[str, int] = field(default_factory=dict)
+    open: Mapping[int, tuple[int, int, str]] = field(default_factory=dict)
+    attempts: Mapping[int, int] = field(default_factory=dict)
+    turn: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Position:
+        """Read :meth:`to_json`'s values, also after JSON made text of the integer keys."""
+        return cls(
+            campaign=plain["campaign"],
+            manifest=dict(plain["manifest"]),
+            segments=dict(plain["segments"]),
+            open={
+                int(traj): (int(attempt), int(step), str(segment))
+                for traj, (attempt, step, segment) in plain["open"].items()
+            },
+            attempts={int(traj): int(attempt) for traj, attempt in plain["attempts"].items()},
+            turn=int(plain["turn"]),
+        )
+
+
+def follow(
+    store: SnapshotStore, position: Position | None, at_most: int
+) -> tuple[list[Event], Position]:
+    """Return up to ``at_most`` events after ``position``, and the position after them."""
+    if at_most < 1:
+        raise StoreError(f"at_most = {at_most}; ask for at least one event")
+    position = position or Position(store.uuid)
+    if position.campaign != store.uuid:
+        raise StoreError(f"{store.path}: the position belongs to another store; start from None")
+    walk = _Walk(store, position)
+    events: list[Event] = []
+    for event in walk.events():
+        events.append(event)
+        if len(events) == at_most:
+            break
+    return events, walk.position()
+
+
+class _Walk:
+    """One call's working copy of a position.
+
+    Every change is made before its event is handed out, so that the walk can stop after any event.
+    """
+
+    def __init__(self, store: SnapshotStore, position: Position) -> None:
+        self._store = store
+        self._schema = store.schema
+        self._directory = store.path / "inflight"
+        self._manifest = dict(position.manifest)
+        self._segments = dict(position.segments)
+        self._open = dict(position.open)
+        self._attempts = dict(position.attempts)
+        self._turn = position.turn
+
+    def position(self) -> Position:
+        return Position(
+            self._store.uuid,
+            self._manifest,
+            self._segments,
+            self._open,
+            self._attempts,
+            self._turn + 1,
+        )
+
+    def events(self) -> Iterator[Event]:
+        names = segment_names(self._directory)  # before the manifest: what goes is retired first
+        catalogue = self._store.catalogue
+        catalogue.refresh()
+        for file, offset, segment in catalogue.retired_order:
+            if offset > self._manifest.get(file, 0):
+                yield from self._sealed(segment)
+                self._manifest[file] = offset
+        walks = [self._live(name) for name in names if name not in catalogue.retired]
+        shift = self._turn % len(walks) if walks else 0
+        walks = walks[shift:] + walks[:shift]
+        while walks:
+            still = []
+            for walk in walks:
+                event = next(walk, None)
+                if event is not None:
+                    still.append(walk)
+                    yield event
+            walks = still
+
+    def _live(self, name: str) -> Iterator[Event]:
+        """Read on in a segment."""
+        start = self._segments.get(name, 0)
+        try:
+            fd = os.open(self._directory / name, os.O_RDONLY)
+        except FileNotFoundError:  # retired since; the next call finds its line
+            return
+        try:
+            size = os.fstat(fd).st_size
+            for group in scan(fd, start, size, "keep") if size > start else ():
+                event = self._event(name, group)
+                self._segments[name] = group.end
+                if event is not None:
+                    yield event
+        finally:
+            os.close(fd)
+
+    def _event(self, name: str, group: Group) -> Event | None:
+        record = group.commit
+        traj, attempt = record.traj, record.attempt
+        if record.kind == Kind.BEGIN:
+            if not self._begins(traj, attempt, name):
+                return None
+            body = record.json()
+            specs = self._schema.inputs
+            fields = {
+                key: values.astype(np.float64)
+                for key, values in _values(self._schema, specs, group.fields).items()
+            }
+            sample = Sample(body["index"], body["seed"], body["parameters"], fields)
+            return Begin(traj, attempt, body["split"], sample)
+        if record.kind not in (Kind.STEP, Kind.END) or not self._is_current(traj, attempt, name):
+            return None
+        if record.kind == Kind.END:
+            del self._open[traj]
+            return End(traj, attempt, record.json()["status"])
+        if record.step < self._open[traj][1]:
+            return None
+        self._open[traj] = (attempt, record.step + 1, name)
+        fields = _values(self._schema, self._schema.outputs, group.fields)
+        return StepRecord(traj, attempt, record.step, record.time, fields)
+
+    def _sealed(self, segment: str) -> Iterator[Event]:
+        """Read what is left of a retired segment from the shards it went to."""
+        come_to = self._segments.get(segment, 0)
+        left = [
+            (int(shard.end[row]), shard.name, shard.split, int(row))
+            for shard, rows in self._store.catalogue.rows_of(segment)
+            for row in rows[shard.end[rows] > come_to]
+        ]
+        for end, name, split, row in sorted(left):
+            yield from self._row(segment, end, name, split, row)
+            self._segments[segment] = end
+        gone = [traj for traj, state in self._open.items() if state[2] == segment]
+        for traj in gone:
+            attempt = self._open.pop(traj)[0]
+            failed = self._store.catalogue.failed.get(traj, (0, ""))[0] == attempt
+            yield End(traj, attempt, "failed" if failed else "abandoned")
+        self._segments.pop(segment, None)
+
+    def _row(self, segment: str, end: int, name: str, split: str, row: int) -> Iterator[Event]:
+        files = self._store.files
+        shard = files.get(name)
+        traj, attempt = int(shard.traj[row]), int(shard.attempt[row])
+        if self._begins(traj, attempt, segment):
+            assigned = self._store.split_of(traj)
+            yield Begin(traj, attempt, assigned, files.sample(name, row))
+        if not self._is_current(traj, attempt, segment):
+            return
+        for step in range(self._open[traj][1], shard.n_steps):
+            self._open[traj] = (attempt, step + 1, segment)
+            fields = {
+                spec.name: files.values(name, field_path(spec), (row, step))
+                for spec in self._schema.outputs
+            }
+            yield StepRecord(traj, attempt, step, self._schema.times[step], fields)
+        del self._open[traj]
+        self._segments[segment] = end
+        yield End(traj, attempt, "failed" if split == "failed" else "done")
+
+    def _begins(self, traj: int, attempt: int, segment: str) -> bool:
+        """Note that an attempt begins, unless it or a higher one has been met."""
+        current = self._open.get(traj, (0, 0, ""))[0]
+        if attempt <= max(current, self._attempts.get(traj, 0)):
+            return False
+        self._open[traj] = (attempt, 0, segment)
+        if attempt > 1:
+            self._attempts[traj] = attempt
+        return True
+
+    def _is_current(self, traj: int, attempt: int, segment: str) -> bool:
+        state = self._open.get(traj)
+        return state is not None and (state[0], state[2]) == (attempt, segment)
+
+
+def _values(
+    schema: Schema, specs: tuple[FieldSpec, ...], records: list[Record]
+) -> dict[str, np.ndarray]:
+    return {
+        spec.name: record.values().reshape(schema.field_shape(spec)).copy()
+        for spec, record in zip(specs, records, strict=True)
+    }

@@ -1,0 +1,265 @@
+"""The record format of segments: how one writer's log looks byte by byte.
+
+A segment is a sequence of records. A record is a header of 64 bytes, its payload, and zeros up to a
+multiple of eight. All numbers are little-endian::
+
+    magic "SLW1" | version u16 | field u16 | traj u64 | attempt u32 | step u32 | time f64
+    | nbytes u64 | dtype u8 | ndim u8 | flags u16 | shape 4 x u32 | crc32 u32
+
+``crc32`` covers the payload, then the first 60 bytes of the header. The low byte of ``flags`` is
+the kind; bit 8 says that the values were cast on their way in. Field records (INPUT, OUTPUT) count
+only together with the record that commits them (BEGIN, STEP): a *group* is what is written by one
+call and either counts whole or not at all. Reading stops before the first record that is torn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = [
+    "HEADER_BYTES",
+    "STEP_BODY",
+    "Group",
+    "Kind",
+    "Record",
+    "has_record_after",
+    "pack",
+    "pack_field",
+    "scan",
+]
+
+_HEADER = struct.Struct("<4sHHQIIdQBBH4II")
+_CRC = struct.Struct("<I")
+_MAGIC = b"SLW1"
+_VERSION = 1
+_CAST = 0x100
+_BLOCK = 1 << 18
+_DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+HEADER_BYTES = _HEADER.size
+STEP_BODY = struct.Struct("<Qdd")
+"""Payload of a STEP record: iterations, residual, seconds."""
+
+
+class Kind(IntEnum):
+    """What a record is."""
+
+    HEAD = 1  # first record of a segment; JSON
+    INPUT = 2  # values of an input field; committed by BEGIN
+    BEGIN = 3  # a trajectory begins; JSON
+    OUTPUT = 4  # values of an output field at one step; committed by STEP
+    STEP = 5  # one step is complete; STEP_BODY
+    END = 6  # a trajectory ends, done or failed; JSON
+    CLOSE = 7  # nothing follows in this segment; JSON
+
+
+@dataclass(slots=True)
+class Record:
+    """One record as read. ``crc`` is that of the payload alone, None when it was not checked."""
+
+    kind: Kind
+    field: int
+    traj: int
+    attempt: int
+    step: int
+    time: float
+    nbytes: int
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
+    is_cast: bool
+    payload_at: int
+    crc: int | None = None
+    payload: bytes | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Return the payload of a JSON record."""
+        plain: dict[str, Any] = json.loads(self.payload or b"{}")
+        return plain
+
+    def values(self) -> np.ndarray:
+        """Return the payload of a field record, in the record's shape."""
+        assert self.payload is not None
+        return np.frombuffer(self.payload, dtype=self.dtype).reshape(self.shape)
+
+
+@dataclass(slots=True)
+class Group:
+    """A committing record with the field records before it, and where they lie in the file."""
+
+    commit: Record
+    begin: int
+    end: int
+    fields: list[Record] = field(default_factory=list)
+
+
+def pack(
+    kind: Kind,
+    traj: int = 0,
+    attempt: int = 0,
+    step: int = 0,
+    time: float = 0.0,
+    body: bytes | Mapping[str, Any] = b"",
+) -> tuple[list[bytes | memoryview], int]:
+    """Return the buffers of a committing record, and its CRC."""
+    if not isinstance(body, bytes):
+        body = json.dumps(body, separators=(",", ":")).encode()
+    return _pack(kind, 0, traj, attempt, step, time, memoryview(body), 0, (), 0)
+
+
+def pack_field(
+    kind: Kind,
+    number: int,
+    traj: int,
+    attempt: int,
+    step: int,
+    time: float,
+    values: np.ndarray,
+    is_cast: bool,
+) -> tuple[list[bytes | memoryview], int]:
+    """Return the buffers of a field record, and its CRC. ``values`` is contiguous, at most 4-D."""
+    payload = values.reshape(-1).data.cast("B")
+    code = _CODES[values.dtype]
+    flags = _CAST if is_cast else 0
+    return _pack(kind, number, traj, attempt, step, time, payload, code, values.shape, flags)
+
+
+def _pack(
+    kind: Kind,
+    number: int,
+    traj: int,
+    attempt: int,
+    step: int,
+    time: float,
+    payload: memoryview,
+    dtype: int,
+    shape: tuple[int, ...],
+    flags: int,
+) -> tuple[list[bytes | memoryview], int]:
+    lengths = (*shape, 0, 0, 0, 0)[:4]
+    head = _HEADER.pack(
+        _MAGIC,
+        _VERSION,
+        number,
+        traj,
+        attempt,
+        step,
+        time,
+        len(payload),
+        dtype,
+        len(shape),
+        flags | kind,
+        *lengths,
+        0,
+    )[:60]
+    crc = zlib.crc32(head, zlib.crc32(payload))
+    return [head, _CRC.pack(crc), payload, bytes(-len(payload) % 8)], crc
+
+
+class _Window:
+    """Reads of a file through one block, so that small records cost few system calls."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._at = 0
+        self._block = b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        start = offset - self._at
+        if start < 0 or start + size > len(self._block):
+            if size > _BLOCK // 2:
+                return os.pread(self._fd, size, offset)
+            self._block = os.pread(self._fd, _BLOCK, offset)
+            self._at, start = offset, 0
+        return self._block[start : start + size]
+
+
+def _read(
+    window: _Window, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
+) -> Record | None:
+    """Read the record at ``offset``; None when it is torn, damaged or not all there."""
+    raw = window.read(offset, HEADER_BYTES)
+    if len(raw) < HEADER_BYTES:
+        return None
+    magic, version, number, traj, attempt, step, time, nbytes, code, ndim, flags, *rest = (
+        _HEADER.unpack(raw)
+    )
+    end = offset + HEADER_BYTES + nbytes + -nbytes % 8
+    kind = flags & 0xFF
+    if magic != _MAGIC or version != _VERSION or end > size or ndim > 4:
+        return None
+    if not Kind.HEAD <= kind <= Kind.CLOSE or (code and code not in _DTYPES):
+        return None
+    record = Record(
+        Kind(kind),
+        number,
+        traj,
+        attempt,
+        step,
+        time,
+        nbytes,
+        _DTYPES.get(code),
+        tuple(rest[:ndim]),
+        bool(flags & _CAST),
+        offset + HEADER_BYTES,
+    )
+    is_field = record.kind in (Kind.INPUT, Kind.OUTPUT)
+    if is_field and payloads == "skip":
+        return record
+    payload = window.read(record.payload_at, nbytes)
+    crc = zlib.crc32(payload)
+    if len(payload) < nbytes or zlib.crc32(raw[:60], crc) != rest[4]:
+        return None
+    record.crc = crc
+    if not is_field or payloads == "keep":
+        record.payload = payload
+    return record
+
+
+def scan(
+    fd: int, offset: int, size: int, payloads: Literal["skip", "check", "keep"] = "check"
+) -> Iterator[Group]:
+    """Yield the whole groups between ``offset`` and ``size``.
+
+    Parameters
+    ----------
+    payloads : {"skip", "check", "keep"}
+        Values of fields: jump over them, check their CRC, or check and hand them out.
+    """
+    window = _Window(fd)
+    begin, fields = offset, []
+    while (record := _read(window, offset, size, payloads)) is not None:
+        offset = record.payload_at + record.nbytes + -record.nbytes % 8
+        if record.kind in (Kind.INPUT, Kind.OUTPUT):
+            fields.append(record)
+            continue
+        yield Group(record, begin, offset, fields)
+        begin, fields = offset, []
+
+
+def has_record_after(fd: int, offset: int, size: int) -> bool:
+    """Return whether a good committing record lies after ``offset``.
+
+    If so, what lies at ``offset`` is damaged, not merely torn.
+    """
+    window = _Window(fd)
+    step = 1 << 20
+    for start in range(offset + 8, size, step):
+        block = os.pread(fd, step + 3, start)
+        at = block.find(_MAGIC)
+        while at >= 0:
+            aligned = (start + at) % 8 == 0
+            record = _read(window, start + at, size, "check") if aligned else None
+            if record is not None and record.payload is not None:
+                return True
+            at = block.find(_MAGIC, at + 1)
+    return False

@@ -1,0 +1,469 @@
+"""The store of one campaign: what may be written, read, followed, sealed and checked, in one place.
+
+Layout of a campaign directory::
+
+    campaign.json              what the campaign is; never changes
+    mesh.npz                   its mesh, if it has one
+    data/<split>/*.h5          sealed shards: train, valid, test, failed
+    inflight/                  segments being written, drafts of shards, the sealing lock
+    manifest/*.jsonl           which shards count
+    stats.yaml                 The Well's normalisation constants (derived)
+    views/                     PDEBench and ParaView views (derived)
+    quarantine/                damaged files, each beside its reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+import simlab
+from simlab.core.config import differences
+from simlab.core.errors import ConfigError, StoreError
+from simlab.store import files
+from simlab.store.follow import Event, Position, follow
+from simlab.store.inflight import Inflight
+from simlab.store.manifest import Catalogue, ManifestWriter
+from simlab.store.reader import ShardFiles, Split
+from simlab.store.schema import Schema
+from simlab.store.seal import SHARD_BYTES, RecoverReport, recover, seal
+from simlab.store.segments import SEGMENT_BYTES, Writer
+from simlab.store.shards import SCHEMA
+from simlab.store.splits import SPLITS, assign, check_fractions
+from simlab.store.stats import constants, merged, to_yaml
+from simlab.store.verify import verify
+
+__all__ = ["SnapshotStore", "SplitStatus", "Status"]
+
+_DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
+_IDENTITY = ("schema", "n", "seed", "split", "spec", "mesh", "config")
+_MISSING, _IN_FLIGHT, _FAILED, _DONE = range(4)
+
+
+@dataclass(frozen=True)
+class SplitStatus:
+    """How many trajectories of a split are in which state."""
+
+    done: int
+    failed: int
+    in_flight: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a store holds.
+
+    Attributes
+    ----------
+    splits : dict of str to SplitStatus
+    n_bytes : int
+        Sealed shards and segments.
+    n_shards, n_segments : int
+    n_unsealed : int
+        Finished trajectories that are in segments only.
+    n_superseded : int
+        Sealed rows that a higher attempt has replaced.
+    """
+
+    splits: dict[str, SplitStatus]
+    n_bytes: int
+    n_shards: int
+    n_segments: int
+    n_unsealed: int
+    n_superseded: int
+
+    def __str__(self) -> str:
+        lines = [f"{'split':8s} {'done':>8s} {'failed':>8s} {'in flight':>9s} {'missing':>8s}"]
+        lines += [
+            f"{name:8s} {s.done:8d} {s.failed:8d} {s.in_flight:9d} {s.missing:8d}"
+            for name, s in self.splits.items()
+        ]
+        lines.append(
+            f"{self.n_bytes / 1e6:.1f} MB in {self.n_shards} shards and {self.n_segments} "
+            f"segments; {self.n_unsealed} unsealed, {self.n_superseded} superseded"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(eq=False)
+class SnapshotStore:
+    """A campaign on disk. Made by :meth:`create` or :meth:`open`; cheap to make, safe to pickle.
+
+    Attributes
+    ----------
+    path : Path
+    schema : Schema
+    n, seed : int
+        Trajectories of the campaign, and the seed of its study.
+    config : dict
+        What the creator wanted to remember (the resolved case).
+    uuid : str
+    fractions : dict of str to float
+        Share of each split.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from simlab.core.samples import Sample
+    >>> from simlab.store.schema import Axis, FieldSpec
+    >>> schema = Schema("toy", (Axis("x", (0.0, 0.5, 1.0)),), (FieldSpec("u"),))
+    >>> store = SnapshotStore.create(tempfile.mkdtemp() + "/toy", schema, n=1, seed=11)
+    >>> with store.writer() as writer:
+    ...     _ = writer.begin(Sample(0, 11))
+    ...     writer.append(0, 0, 0.0, {"u": np.arange(3.0)})
+    ...     writer.finish(0)
+    >>> shards = store.seal(final=True)
+    >>> sum(len(store.split(name)) for name in store.fractions)
+    1
+    """
+
+    path: Path
+    schema: Schema
+    n: int
+    seed: int
+    config: dict[str, Any]
+    uuid: str
+    fractions: dict[str, float]
+    catalogue: Catalogue = field(init=False, repr=False)
+    inflight: Inflight = field(init=False, repr=False)
+    files: ShardFiles = field(init=False, repr=False)
+    _manifest: ManifestWriter | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.catalogue = Catalogue(self.path / "manifest", self.n)
+        self.inflight = Inflight(self.path / "inflight")
+        self.files = ShardFiles(self.path / "data", self.schema)
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return type(self).open, (self.path,)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        schema: Schema,
+        *,
+        n: int,
+        seed: int,
+        split: Mapping[str, float] = _DEFAULT_SPLIT,
+        config: Mapping[str, Any] | None = None,
+    ) -> SnapshotStore:
+        """Make a store, or open the one that is there if it is the same campaign.
+
+        Any number of processes may call this at once.
+
+        Raises
+        ------
+        ConfigError
+            When another campaign is there; names the keys that differ.
+        """
+        path = Path(path).absolute()
+        if n < 1:
+            raise ConfigError(f"campaign.n: {n} trajectories; at least one is needed")
+        spec = schema.to_json()
+        mesh = spec.pop("mesh", None)
+        content: dict[str, Any] = {
+            "schema": SCHEMA,
+            "n": n,
+            "seed": seed,
+            "split": check_fractions(split),
+            "spec": spec,
+            "mesh": _publish_mesh(path, schema) if mesh is not None else None,
+            "config": dict(config or {}),
+        }
+        content = json.loads(json.dumps(content))
+        for name in ("inflight", "manifest", *(f"data/{item}" for item in SPLITS)):
+            (path / name).mkdir(parents=True, exist_ok=True)
+        extra = {
+            "uuid": uuid.uuid4().hex,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "software": _software(),
+        }
+        text = _with_digest(content | extra)
+        if not files.publish(path / "campaign.json", text, overwrite=False):
+            found = _read_campaign(path)
+            changed = differences({key: found.get(key) for key in _IDENTITY}, content)
+            if changed:
+                raise ConfigError([_short(line) for line in changed], f"{path}: another campaign")
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> SnapshotStore:
+        """Open a store.
+
+        Raises
+        ------
+        StoreError
+            When there is none, or its description is damaged.
+        """
+        path = Path(path).absolute()
+        found = _read_campaign(path)
+        spec = dict(found["spec"])
+        if found["mesh"] is not None:
+            spec["mesh"] = _read_mesh(path, found["mesh"])
+        return cls(
+            path,
+            Schema.from_json(spec),
+            found["n"],
+            found["seed"],
+            found["config"],
+            found["uuid"],
+            check_fractions(found["split"]),
+        )
+
+    @property
+    def manifest(self) -> ManifestWriter:
+        """Where this process writes its manifest lines."""
+        if self._manifest is None:
+            self._manifest = ManifestWriter(self.path / "manifest")
+        return self._manifest
+
+    def refresh(self) -> None:
+        """Learn what other processes have written: segments first, then the manifest."""
+        self.inflight.refresh()
+        self.catalogue.refresh()
+
+    def split_of(self, traj: int) -> str:
+        """Return the split of a trajectory; depends on its id, the seed and the fractions only."""
+        return list(self.fractions)[int(assign(np.array([traj]), self.seed, self.fractions)[0])]
+
+    def ids(self, split: str) -> np.ndarray:
+        """Return the ids of all trajectories of a split, made or not; int64, sorted."""
+        self._check_split(split)
+        ids = np.arange(self.n)
+        return ids[assign(ids, self.seed, self.fractions) == list(self.fractions).index(split)]
+
+    def writer(self, *, segment_bytes: int = SEGMENT_BYTES) -> Writer:
+        """Return a new writer; use it in a ``with`` block, from one thread."""
+        self.refresh()
+        return Writer(
+            self.path / "inflight",
+            self.schema,
+            n=self.n,
+            campaign=self.uuid,
+            split_of=self.split_of,
+            last_attempt=self._last_attempt,
+            segment_bytes=segment_bytes,
+        )
+
+    def seal(self, final: bool = False, *, shard_bytes: int = SHARD_BYTES) -> list[str]:
+        """Turn segments into shards; return the names of the new ones below ``data/``.
+
+        Takes full segments whose trajectories have all ended; with ``final`` also those, full or
+        not, whose writer is closed or dead, and then writes ``stats.yaml``. Without ``final`` it
+        returns at once when another process is sealing.
+        """
+        made = seal(self, final=final, shard_bytes=shard_bytes)
+        if final:
+            self.stats()
+        return made
+
+    def recover(self) -> RecoverReport:
+        """Put right what a crash left behind and say what was done; harms no live writer."""
+        return recover(self)
+
+    def verify(self, deep: bool = False) -> list[str]:
+        """Return the problems found, one line each; none when the store is good.
+
+        Deep: every value of every shard and segment is read and held against its checksums.
+        """
+        return verify(self, deep)
+
+    def status(self) -> Status:
+        """Count trajectories and bytes. Reads the manifest and new records only, no shard."""
+        state = self._state()
+        ids = np.arange(self.n)
+        which = assign(ids, self.seed, self.fractions)
+        table = np.zeros((len(self.fractions), 4), dtype=np.int64)
+        np.add.at(table, (which, state), 1)
+        splits = {
+            name: SplitStatus(
+                int(row[_DONE]), int(row[_FAILED]), int(row[_IN_FLIGHT]), int(row[_MISSING])
+            )
+            for name, row in zip(self.fractions, table, strict=True)
+        }
+        shards = self.catalogue.live_shards
+        segments = self.inflight.segments.values()
+        sealed = int(np.count_nonzero(self.catalogue.done_attempts))
+        return Status(
+            splits,
+            sum(shard.n_bytes for shard in shards) + sum(item.size for item in segments),
+            len(shards),
+            len(self.inflight.segments),
+            int(np.count_nonzero(state == _DONE)) - sealed,
+            self.catalogue.n_superseded,
+        )
+
+    def done(self) -> set[int]:
+        """Return the ids of finished trajectories, sealed or not."""
+        return set(np.flatnonzero(self._state() == _DONE).tolist())
+
+    def failed(self) -> dict[int, str]:
+        """Return the trajectories whose last attempt failed, with the reasons."""
+        state = self._state()
+        latest = dict(self.catalogue.failed)
+        for segment in self.inflight.segments.values():
+            for run in segment.ended:
+                if run.status == "failed" and run.attempt > latest.get(run.traj, (0, ""))[0]:
+                    latest[run.traj] = (run.attempt, run.reason)
+        return {traj: latest[traj][1] for traj in np.flatnonzero(state == _FAILED).tolist()}
+
+    def is_complete(self) -> bool:
+        """Return whether every trajectory has finished or failed."""
+        return bool(np.all(self._state() >= _FAILED))
+
+    def follow(self, position: Position | None, at_most: int) -> tuple[list[Event], Position]:
+        """Return up to ``at_most`` new events of all writers, and the position after them.
+
+        Parameters
+        ----------
+        position : Position or None
+            None starts at the very beginning. Keep the returned one together with what was made
+            of the events; a restart from it loses and repeats nothing.
+
+        Returns
+        -------
+        list of Begin, StepRecord and End
+            In order within a trajectory. Empty when there is nothing new.
+        Position
+        """
+        return follow(self, position, at_most)
+
+    def split(self, name: str) -> Split:
+        """Return the sealed, finished trajectories of a split."""
+        self.catalogue.refresh()
+        ids = self.ids(name)
+        shard, row = self.catalogue.where(ids)
+        kept = shard >= 0
+        names = [self.catalogue.shards[number].name for number in shard[kept].tolist()]
+        return Split(name, self.schema, ids[kept], names, row[kept], self.files)
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Return mean, std, rms and those of the steps' differences per field, from train only.
+
+        Also writes them to ``stats.yaml`` for The Well's loader. Reads the manifest only.
+        """
+        self.catalogue.refresh()
+        train = [shard for shard in self.catalogue.live_shards if shard.split == "train"]
+        values = constants(self.schema, merged(shard.moments for shard in train))
+        text = to_yaml(values, sorted(shard.name for shard in train))
+        files.publish(self.path / "stats.yaml", text)
+        return values
+
+    def _check_split(self, name: str) -> None:
+        if name not in self.fractions:
+            raise ConfigError(f"no split {name!r}; this store has {', '.join(self.fractions)}")
+
+    def _last_attempt(self, traj: int) -> int:
+        self.refresh()
+        return max(self.inflight.last_attempt(traj), self.catalogue.last_attempt(traj))
+
+    def _state(self) -> np.ndarray:
+        """Return for each trajectory: missing, in flight, failed or done."""
+        self.refresh()
+        state = np.full(self.n, _MISSING)
+        state[list(self.catalogue.failed)] = _FAILED
+        attempts = {traj: attempt for traj, (attempt, _) in self.catalogue.failed.items()}
+        done = []
+        for name, segment in self.inflight.segments.items():
+            for run in segment.ended:
+                if run.status == "done":
+                    done.append(run.traj)
+                elif run.attempt > attempts.get(run.traj, 0):
+                    attempts[run.traj] = run.attempt
+                    state[run.traj] = _FAILED
+            if segment.runs and self.inflight.is_writable(name):
+                for run in segment.runs.values():
+                    if run.attempt > attempts.get(run.traj, 0):
+                        attempts[run.traj] = run.attempt
+                        state[run.traj] = _IN_FLIGHT
+        state[done] = _DONE
+        state[self.catalogue.done_attempts > 0] = _DONE
+        return state
+
+
+def _with_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n"
+
+
+def _read_campaign(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((path / "campaign.json").read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+    except FileNotFoundError:
+        raise StoreError(f"{path} is not a store: it has no campaign.json") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise StoreError(f"{path}/campaign.json cannot be read: {error}") from None
+    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != digest:
+        raise StoreError(f"{path}/campaign.json was changed or damaged; restore it from a copy")
+    if content["schema"].split(".")[0] != SCHEMA:
+        raise StoreError(
+            f"{path}: store of format {content['schema']}, this program reads {SCHEMA}"
+        )
+    return content
+
+
+def _publish_mesh(path: Path, schema: Schema) -> dict[str, str]:
+    assert schema.mesh is not None
+    buffer = io.BytesIO()
+    cells: dict[str, Any] = {
+        f"cells_{kind}": np.asarray(c, np.int64) for kind, c in schema.mesh.cells.items()
+    }
+    np.savez(buffer, points=np.asarray(schema.mesh.points, np.float64), **cells)
+    data = buffer.getvalue()
+    name = "mesh.npz"
+    digest = _mesh_digest(schema.mesh.points, cells)
+    if not files.publish(path / name, data, overwrite=False):
+        _read_mesh(path, {"file": name, "sha256": digest})
+    return {"file": name, "sha256": digest}
+
+
+def _read_mesh(path: Path, entry: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        with np.load(path / entry["file"]) as arrays:
+            points = arrays["points"]
+            cells = {name: arrays[name] for name in arrays.files if name.startswith("cells_")}
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(f"{path / entry['file']} cannot be read: {error}") from None
+    if _mesh_digest(points, cells) != entry["sha256"]:
+        raise StoreError(f"{path / entry['file']} is damaged or belongs to another campaign")
+    return {"points": points, "cells": {k.removeprefix("cells_"): v for k, v in cells.items()}}
+
+
+def _mesh_digest(points: np.ndarray, cells: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(points, np.float64).data)
+    for name in sorted(cells):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(cells[name], np.int64).data)
+    return digest.hexdigest()
+
+
+def _software() -> dict[str, str]:
+    return {
+        "simlab": simlab.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+        "host": platform.node(),
+        "pid": str(os.getpid()),
+    }
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 200 else line[:197] + "..."
