@@ -158,6 +158,10 @@ class Split(Sequence[Trajectory]):
     def __iter__(self) -> Iterator[Trajectory]:
         return (self[i] for i in range(len(self)))
 
+    def places(self) -> list[tuple[str, int]]:
+        """Return for each trajectory the shard, by its name below ``data/``, and the row in it."""
+        return list(zip(self._shards, self._rows.tolist(), strict=True))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return everything stacked: parameters (B,), inputs (B, *grid), outputs (B, T, *grid).
 

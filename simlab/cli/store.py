@@ -1,0 +1,135 @@
+"""``simlab store``: look at a campaign's data, check it, mend it, seal it, make views of it.
+
+Exit codes: 0 good, 1 damaged or failed, 2 not a store.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simlab.core.errors import StoreError
+
+if TYPE_CHECKING:
+    from simlab.store.store import SnapshotStore
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Look at, check, mend and seal the data of a campaign.", no_args_is_help=True
+)
+view = typer.Typer(help="Make views that other programs open.", no_args_is_help=True)
+app.add_typer(view, name="view")
+
+_Directory = Annotated[Path, typer.Argument(help="The store: the directory with campaign.json.")]
+
+
+def _open(path: Path) -> SnapshotStore:
+    from simlab.store.store import SnapshotStore
+
+    if not (path / "campaign.json").exists() and (path / "store" / "campaign.json").exists():
+        path = path / "store"  # a run directory was named
+    try:
+        return SnapshotStore.open(path)
+    except StoreError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def status(
+    path: _Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count what is done, failed, in flight and missing."""
+    from dataclasses import asdict
+
+    found = _open(path).status()
+    typer.echo(json.dumps(asdict(found)) if as_json else str(found))
+
+
+@app.command()
+def verify(
+    path: _Directory,
+    deep: Annotated[bool, typer.Option("--deep", help="Read and check every value.")] = False,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged shards to quarantine/.")
+    ] = False,
+) -> None:
+    """Check the data; a line per problem."""
+    from simlab.store.verify import quarantine_damaged
+
+    store = _open(path)
+    problems = store.verify(deep)
+    for problem in problems:
+        typer.echo(problem)
+    if quarantine:
+        for name in quarantine_damaged(store, deep):
+            typer.echo(f"moved to quarantine: {name}; its trajectories count as missing now")
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("good")
+
+
+@app.command()
+def seal(
+    path: _Directory,
+    final: Annotated[
+        bool, typer.Option("--final", help="Also segments that are not full yet.")
+    ] = False,
+) -> None:
+    """Turn finished segments into shards."""
+    store = _open(path)
+    for name in store.seal(final=final):
+        typer.echo(f"sealed data/{name}")
+
+
+@app.command()
+def recover(path: _Directory) -> None:
+    """Put right what a crash left behind."""
+    typer.echo(str(_open(path).recover()))
+
+
+@app.command()
+def stats(path: _Directory) -> None:
+    """Write stats.yaml, The Well's normalisation constants, and print it."""
+    store = _open(path)
+    store.stats()
+    typer.echo((store.path / "stats.yaml").read_text(encoding="utf-8"), nl=False)
+
+
+@view.command()
+def pdebench(
+    path: _Directory,
+    nu: Annotated[str | None, typer.Option(help="Input field shown as nu.")] = None,
+    tensor: Annotated[str | None, typer.Option(help="Output field shown as tensor.")] = None,
+) -> None:
+    """Make PDEBench's Darcy layout, and check it."""
+    from simlab.store import views
+
+    store = _open(path)
+    made = views.pdebench(store, nu=nu, tensor=tensor)
+    problems = views.verify_pdebench(store, made)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(str(made))
+
+
+@view.command()
+def xdmf(
+    path: _Directory,
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",
+    trajectory: Annotated[
+        list[int] | None, typer.Option("--trajectory", "-t", help="Only these; may be repeated.")
+    ] = None,
+) -> None:
+    """Make sidecars that ParaView opens."""
+    from simlab.store.xdmf import xdmf as write
+
+    for made in write(_open(path), split, ids=trajectory or None):
+        typer.echo(str(made))
