@@ -1,1 +1,1 @@
-"""Neural operators, buffers and the trainer, on torch; never PETSc, never MPI."""
+"""Neural operators, buffers and the trainer that follows a store. Imports no PETSc, no MPI."""

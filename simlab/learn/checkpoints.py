@@ -1,0 +1,103 @@
+"""Checkpoints that are there whole or not at all.
+
+    batch-00000400/state.pt     nested dicts of tensors and plain values
+    batch-00000400/COMMIT       written last; a directory without it is ignored and swept
+
+Written to a temporary directory, synced, renamed; the newest two are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simlab.core.errors import StoreError
+
+__all__ = ["newest", "write"]
+
+_KEEP = 2
+
+
+def write(directory: Path, batch: int, state: dict[str, Any]) -> Path:
+    """Write a checkpoint and return its directory; one of the same batch is replaced."""
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"batch-{batch:08d}"
+    part = directory / f".part-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    with (part / "state.pt").open("wb") as file:
+        torch.save(_tensors(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    part.rename(final)
+    _sync(directory)
+    with (final / "COMMIT").open("w") as file:
+        file.write(f"{batch}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(final)
+    committed = _committed(directory)
+    for old in directory.iterdir():
+        if old not in committed[-_KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(directory: Path) -> dict[str, Any] | None:
+    """Read the newest committed checkpoint; None when there is none.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be read.
+    """
+    committed = _committed(directory)
+    if not committed:
+        return None
+    try:
+        state: dict[str, Any] = _arrays(torch.load(committed[-1] / "state.pt", weights_only=True))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            f"checkpoint {committed[-1]} cannot be read ({error}); delete it to go on from the one "
+            "before"
+        ) from error
+    return state
+
+
+def _committed(directory: Path) -> list[Path]:
+    return sorted(path.parent for path in directory.glob("batch-*/COMMIT"))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"numpy": torch.from_numpy(np.ascontiguousarray(value))}
+    if isinstance(value, dict):
+        return {key: _tensors(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tensors(entry) for entry in value]
+    return value
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"numpy"}:
+            return value["numpy"].numpy()
+        return {key: _arrays(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_arrays(entry) for entry in value]
+    return value

@@ -1,0 +1,187 @@
+"""The torch modules behind :mod:`simlab.learn.operators`, and the one that scales around them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import nn
+
+from simlab.learn.encoding import Encoding, Normaliser
+
+__all__ = ["BranchTrunkNetwork", "DirectNetwork", "FourierNetwork", "ScaledNetwork"]
+
+
+def _dense(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class FourierNetwork(nn.Module):
+    """neuraloperator's FNO with parameters and time as constant channels (settings: ``FNO``)."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        modes: tuple[int, ...],
+        width: int,
+        layers: int,
+        channel_mlp: bool,
+        lifting: int,
+        projection: int,
+        padding: float,
+    ) -> None:
+        super().__init__()
+        os.environ.setdefault("WANDB_MODE", "disabled")  # neuraloperator imports a web logger
+        from neuralop.models import FNO
+
+        from simlab.learn.spectral import MatrixSpectralConv, with_matrix_products
+
+        self.operator = with_matrix_products(
+            FNO(
+                n_modes=modes,
+                in_channels=n_in,
+                out_channels=n_out,
+                hidden_channels=width,
+                n_layers=layers,
+                use_channel_mlp=channel_mlp,
+                lifting_channel_ratio=lifting,
+                projection_channel_ratio=projection,
+                domain_padding=padding or None,
+                positional_embedding="grid",
+                conv_module=MatrixSpectralConv,
+            )
+        )
+
+    def forward(
+        self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B, C_out, *grid)."""
+        grid = fields.shape[2:]
+        scalars = torch.cat([parameters, time], dim=1)
+        constant = scalars.reshape(*scalars.shape, *(1,) * len(grid)).expand(-1, -1, *grid)
+        return self.operator(torch.cat([fields, constant], dim=1))
+
+
+class DirectNetwork(nn.Module):
+    """Fully connected from scalars to all values of one grid (settings: ``MLP``)."""
+
+    def __init__(
+        self, n_in: int, n_out: int, grid: tuple[int, ...], hidden: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.shape = (n_out, *grid)
+        self.layers = _dense([n_in, *hidden, math.prod(self.shape)], nn.ReLU)
+
+    def forward(
+        self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B, C_out, *grid)."""
+        return self.layers(torch.cat([parameters, time], dim=1)).reshape(-1, *self.shape)
+
+
+class BranchTrunkNetwork(nn.Module):
+    """Branch on parameters and pooled fields, trunk on coordinates and time (``DeepONet``)."""
+
+    def __init__(
+        self,
+        n_parameters: int,
+        n_inputs: int,
+        n_time: int,
+        n_out: int,
+        *,
+        n_dims: int,
+        basis: int,
+        branch: tuple[int, ...],
+        trunk: tuple[int, ...],
+        pool: int,
+    ) -> None:
+        super().__init__()
+        self.n_out, self.n_dims = n_out, n_dims
+        n_branch = n_parameters + n_inputs * pool**n_dims
+        self.branch = _dense([n_branch, *branch, basis * n_out], nn.GELU)
+        self.trunk = _dense([n_dims + n_time, *trunk, basis], nn.GELU)
+        self.bias = nn.Parameter(torch.zeros(n_out))
+        average = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[n_dims - 1]
+        self.average = average(pool)
+
+    def forward(
+        self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
+    ) -> torch.Tensor:
+        """Return (B, C_out, *grid)."""
+        grid = fields.shape[2:]
+        read = [parameters]
+        if fields.shape[1]:
+            read.append(self.average(fields).flatten(1))
+        b = self.branch(torch.cat(read, dim=1)).reshape(len(fields), self.n_out, -1)
+        axes = [(torch.arange(n, dtype=fields.dtype) + 0.5) / n for n in grid]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, self.n_dims)
+        points = 2.0 * points.to(fields) - 1.0
+        if time.shape[1]:
+            points = torch.cat(
+                [
+                    points.expand(len(fields), -1, -1),
+                    time[:, None].expand(-1, len(points), -1),
+                ],
+                dim=2,
+            )
+            values = torch.einsum("bck,bpk->bcp", b, self.trunk(points))
+        else:
+            values = torch.einsum("bck,pk->bcp", b, self.trunk(points))
+        values = values / math.sqrt(b.shape[-1]) + self.bias[:, None]
+        return values.reshape(len(fields), self.n_out, *grid)
+
+
+class ScaledNetwork(nn.Module):
+    """A network between normalisations: physical values in, physical values out.
+
+    Mean and standard deviation are buffers, so they are saved with the weights; time is scaled by
+    the times of the schema.
+    """
+
+    mean_in: torch.Tensor
+    std_in: torch.Tensor
+    mean_out: torch.Tensor
+    std_out: torch.Tensor
+
+    def __init__(self, network: nn.Module, encoding: Encoding) -> None:
+        super().__init__()
+        self.network = network
+        self._n_parameters, self._n_time = encoding.n_parameters, encoding.n_time
+        times = np.asarray(encoding.schema.times)
+        self._time = (float(times.mean()), float(times.std()) or 1.0)
+        for name in ("mean_in", "std_in", "mean_out", "std_out"):
+            self.register_buffer(name, torch.zeros(0))
+        self.normalise(Normaliser.identity(encoding), encoding)
+
+    def normalise(self, normaliser: Normaliser, encoding: Encoding) -> None:
+        """Fix the statistics."""
+        n = encoding.n_parameters + encoding.n_inputs
+        for kind in ("mean", "std"):
+            values = torch.from_numpy(getattr(normaliser, kind)).float()
+            setattr(self, f"{kind}_in", values[:n].clone())
+            setattr(self, f"{kind}_out", values[n:].clone())
+
+    def scale_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the standard deviation of each output channel, broadcastable to ``outputs``."""
+        return self.std_out.reshape(-1, *(1,) * (outputs.ndim - 2))
+
+    def forward(
+        self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
+    ) -> torch.Tensor:
+        """Return outputs (B, C_out, *grid) in physical units, float32."""
+        p, ones = self._n_parameters, (1,) * (fields.ndim - 2)
+        parameters = (parameters - self.mean_in[:p]) / self.std_in[:p]
+        mean, std = (v[p:].reshape(-1, *ones) for v in (self.mean_in, self.std_in))
+        fields = (fields - mean) / std
+        time = (time - self._time[0]) / self._time[1]
+        made = self.network(parameters, fields, time)
+        return made * self.scale_of(made) + self.mean_out.reshape(-1, *ones)

@@ -1,0 +1,80 @@
+"""The ``[train]`` table. Imports no torch, so that reading a case stays quick."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simlab.core.config import settings
+from simlab.learn.buffers import BufferSettings, buffers
+from simlab.learn.operators import Operator, operators
+
+__all__ = ["TrainSettings"]
+
+
+@settings
+class TrainSettings:
+    """What is trained, on what, for how long.
+
+    Attributes
+    ----------
+    operator, buffer : kind or table
+        The network, and the buffer between the stream of samples and the training loop.
+    n_batches, max_seconds : int, float
+        The budget: training ends when either is used up. The learning rate follows the share used,
+        so that it has come down by then. Seconds count from the first batch, waiting included.
+    batch : int
+        Items per batch.
+    learning_rate, weight_decay : float
+        Of AdamW. The first 5 % of the budget warm up linearly.
+    schedule : {"cosine", "halving", "constant"}
+        Down to 0 along half a cosine; halved at 1/4, 1/2, 3/4 of the budget; or as it is.
+    loss : {"relative_l2", "mse"}
+        Mean over items and fields of ||prediction - u|| / ||u||; or mean square of the normalised
+        error.
+    max_repeats : float
+        While samples still arrive, training waits rather than draw each of those that are there
+        more often than this on average.
+    pilot : int
+        Trajectories whose statistics fix the normalisation: the first training ids.
+    seed : int
+        Of initial weights and of the buffer.
+    threads : int
+        Threads of torch; 0: the cores that solvers leave, and all of them once the solvers are
+        done.
+    log_every, validate_every : int
+        Batches between metric lines and between validations.
+    checkpoint_seconds : float
+    """
+
+    operator: Annotated[Operator, operators.field] = Field(default="fno", validate_default=True)
+    buffer: Annotated[BufferSettings, buffers.field] = Field(
+        default="reservoir", validate_default=True
+    )
+    n_batches: int = Field(2000, ge=1)
+    max_seconds: float | None = Field(None, gt=0)
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "halving", "constant"] = "cosine"
+    loss: Literal["relative_l2", "mse"] = "relative_l2"
+    max_repeats: float = Field(32.0, ge=1)
+    pilot: int = Field(16, ge=1)
+    seed: int = Field(19937, ge=0)
+    threads: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+    validate_every: int = Field(200, ge=1)
+    checkpoint_seconds: float = Field(60.0, gt=0)
+
+    def learning_rate_at(self, share: float) -> float:
+        """Return the learning rate when a share (0 to 1) of the budget is used."""
+        warm = min(1.0, 0.02 + share / 0.05)
+        if self.schedule == "cosine":
+            factor = 0.5 * (1.0 + cos(pi * min(share, 1.0)))
+        elif self.schedule == "halving":
+            factor = 0.5 ** sum(share >= mark for mark in (0.25, 0.5, 0.75))
+        else:
+            factor = 1.0
+        return self.learning_rate * warm * factor

@@ -1,0 +1,286 @@
+"""Streams of training items: out of a store that is still being written, or out of memory.
+
+A stream hands out items in its own order, each (trajectory, step) once per pass, and can say where
+it stands, so that a resumed trainer neither loses nor repeats one. Following a store, a trajectory
+counts by its steps in order: of a later attempt only the steps that were not delivered yet are
+taken, steps of earlier attempts and of other splits are dropped, and a trajectory that fails keeps
+what it delivered but gives nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from simlab.core.errors import StoreError
+from simlab.core.samples import Trajectory, generator
+from simlab.learn.encoding import Encoding, Statistics
+from simlab.store.follow import Begin, End, Event, Position
+from simlab.store.schema import Schema
+from simlab.store.store import SnapshotStore
+
+__all__ = ["FollowedStream", "Item", "MemoryStream", "Stream"]
+
+
+class Item(NamedTuple):
+    """One step of one trajectory; ``row`` as in :class:`simlab.learn.encoding.Encoding`."""
+
+    traj: int
+    step: int
+    row: np.ndarray
+
+
+class Stream(Protocol):
+    """Where a trainer gets its items from."""
+
+    schema: Schema
+
+    def poll(self, at_most: int) -> list[Item]:
+        """Return the next items; an empty list when there are none for now. Never waits."""
+        ...
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether this pass has delivered everything there will ever be."""
+        ...
+
+    @property
+    def n_items(self) -> int:
+        """Items delivered in this pass."""
+        ...
+
+    def rewind(self) -> None:
+        """Begin another pass."""
+        ...
+
+    def pilot(self, n: int, now: bool = False) -> Statistics | None:
+        """Return the statistics of the first ``n`` trajectories by id, None while incomplete.
+
+        With ``now`` those of the first complete ones, None only when there is not one.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream stands, as arrays and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
+class MemoryStream:
+    """Trajectories in memory; every pass in another random order.
+
+    Parameters
+    ----------
+    trajectories : sequence of Trajectory
+        All are held in memory; larger data are followed from their store.
+    schema : Schema
+    seed : int
+        The order depends on it and on the number of the pass.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory], schema: Schema, seed: int) -> None:
+        self.schema = schema
+        self._encoding = Encoding(schema)
+        self._trajectories = trajectories
+        self._conditions = [self._encoding.condition(t.sample) for t in trajectories]
+        self._seed, self._pass, self._position = seed, 0, 0
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        n = len(self._trajectories) * self._encoding.n_times
+        self._order = generator(self._seed, self._pass, "stream").permutation(n)
+
+    def poll(self, at_most: int) -> list[Item]:
+        """Return the next items of this pass."""
+        picks = self._order[self._position : self._position + at_most]
+        self._position += len(picks)
+        items = []
+        for index, step in zip(*np.divmod(picks, self._encoding.n_times), strict=True):
+            trajectory = self._trajectories[index]
+            row = self._encoding.step(trajectory, self._conditions[index], int(step))
+            items.append(Item(trajectory.sample.index, int(step), row))
+        return items
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether this pass is over."""
+        return self._position >= len(self._order)
+
+    @property
+    def n_items(self) -> int:
+        """Items delivered in this pass."""
+        return self._position
+
+    def rewind(self) -> None:
+        """Begin another pass in a new order."""
+        self._pass, self._position = self._pass + 1, 0
+        self._shuffle()
+
+    def pilot(self, n: int, now: bool = False) -> Statistics | None:
+        """Return the statistics of the first ``n`` trajectories by sample index."""
+        first = sorted(self._trajectories, key=lambda t: t.sample.index)[:n]
+        parts = [Statistics.of(self._encoding, self._encoding.rows(t)) for t in first]
+        return Statistics.merged(parts) if parts else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return pass and position."""
+        return {"pass": self._pass, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the trajectories must be the same ones."""
+        self._pass, self._position = state["pass"], state["position"]
+        self._shuffle()
+
+
+@dataclass
+class _Open:
+    """A trajectory that is being delivered."""
+
+    attempt: int
+    condition: np.ndarray
+
+
+class FollowedStream:
+    """One split of a store, as it is written or after.
+
+    Parameters
+    ----------
+    path : str or Path
+        The store.
+    split : str
+        Only trajectories of this split are delivered.
+    """
+
+    def __init__(self, path: str | Path, split: str = "train") -> None:
+        self._store = SnapshotStore.open(path)
+        self._split = split
+        self.schema: Schema = self._store.schema
+        self._encoding = Encoding(self.schema)
+        self._statistics: dict[int, Statistics] | None = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._position: Position | None = None
+        self._open: dict[int, _Open] = {}
+        self._next: dict[int, int] = {}
+        self._done: set[int] = set()
+        self._failed: set[int] = set()
+        self._n_items = 0
+        self._is_complete = self._is_exhausted = False
+
+    def poll(self, at_most: int) -> list[Item]:
+        """Return the items among the next ``at_most`` events of the store."""
+        events, self._position = self._store.follow(self._position, at_most)
+        if not events:  # complete is asked before the last look, so nothing slips in between
+            self._is_exhausted = self._is_complete
+            self._is_complete = self._is_complete or self._store.is_complete()
+        items = [item for event in events if (item := self._take(event)) is not None]
+        self._n_items += len(items)
+        return items
+
+    def _take(self, event: Event) -> Item | None:
+        if event.traj in self._done:
+            return None
+        opened = self._open.get(event.traj)
+        if isinstance(event, Begin):
+            if event.split == self._split and (opened is None or event.attempt > opened.attempt):
+                condition = self._encoding.condition(event.sample)
+                self._open[event.traj] = _Open(event.attempt, condition)
+                self._failed.discard(event.traj)
+            return None
+        if opened is None or event.attempt != opened.attempt:
+            return None
+        if isinstance(event, End):
+            del self._open[event.traj]
+            if event.status == "done":
+                self._done.add(event.traj)
+            elif event.status == "failed":
+                self._failed.add(event.traj)
+            return None
+        expected = self._next.get(event.traj, 0)
+        if event.step > expected:
+            raise StoreError(
+                f"store: trajectory {event.traj} goes from step {expected - 1} to {event.step}; "
+                "run `simlab store verify`"
+            )
+        if event.step < expected:
+            return None
+        self._next[event.traj] = expected + 1
+        row = self._encoding.row(opened.condition, event.time, event.fields)
+        if self._statistics is not None:
+            new = Statistics.of(self._encoding, row[None])
+            old = self._statistics.get(event.traj)
+            self._statistics[event.traj] = new if old is None else Statistics.merged([old, new])
+        return Item(event.traj, event.step, row)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the store is complete and everything in it was delivered."""
+        return self._is_exhausted
+
+    @property
+    def n_items(self) -> int:
+        """Items delivered in this pass."""
+        return self._n_items
+
+    def rewind(self) -> None:
+        """Follow the store from its beginning again."""
+        self._start()
+
+    def pilot(self, n: int, now: bool = False) -> Statistics | None:
+        """Return the statistics of the first ``n`` trajectories by id that did not fail.
+
+        They are the same for any number of writers and any order of arrival. None while one of them
+        is incomplete; with ``now``, those of the first complete ones, None only without any.
+        """
+        if self._statistics is None:
+            raise RuntimeError("the pilot was taken already")
+        n_times = self._encoding.n_times
+        ids = [int(i) for i in np.sort(self._store.ids(self._split)) if int(i) not in self._failed]
+        ready = [i for i in ids if self._next.get(i, 0) == n_times][:n]
+        if not ready or (ready != ids[:n] and not now):
+            return None
+        merged = Statistics.merged([self._statistics[i] for i in ready])
+        self._statistics = None
+        return merged
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return position, next steps, and the samples of trajectories half delivered."""
+        plain = {
+            "position": self._position and self._position.to_json(),
+            "next": sorted(self._next.items()),
+            "done": sorted(self._done),
+            "failed": sorted(self._failed),
+            "attempts": [(traj, item.attempt) for traj, item in self._open.items()],
+            "n_items": self._n_items,
+        }
+        conditions = [item.condition for item in self._open.values()]
+        size = (0, self._encoding.condition_size)
+        return {
+            "plain": json.dumps(plain),
+            "conditions": np.stack(conditions) if conditions else np.zeros(size, np.float32),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, without the statistics of the pilot: the trainer has its result."""
+        self._start()
+        plain = json.loads(state["plain"])
+        self._position = plain["position"] and Position.from_json(plain["position"])
+        self._n_items = plain["n_items"]
+        self._next = {traj: step for traj, step in plain["next"]}
+        self._done, self._failed = set(plain["done"]), set(plain["failed"])
+        self._open = {
+            traj: _Open(attempt, condition)
+            for (traj, attempt), condition in zip(
+                plain["attempts"], state["conditions"], strict=True
+            )
+        }
+        self._statistics = None

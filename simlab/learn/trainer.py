@@ -1,0 +1,371 @@
+"""The training loop: poll the stream, put into the buffer, get a batch, step. One thread.
+
+    until the budget is used:
+        poll items, put them until the buffer refuses      (the stream waits, nothing is lost)
+        once the pilot is complete: fix the normalisation
+        get a batch, or wait for data
+        loss, gradient, AdamW step, learning rate from the share of the budget used
+
+When the stream is exhausted and budget is left, training goes on: with what the buffer holds when
+that is everything, with another pass over the stream otherwise.
+
+The checkpoint (weights, optimiser, buffer, stream position, generators, batch) is the only
+acknowledgement there is. For a stream whose order does not depend on time, a run that was stopped
+and resumed equals one that was not, bit for bit, at the same number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simlab.core.config import as_table, differences
+from simlab.core.errors import ConfigError, ConvergenceError, StoreError
+from simlab.core.samples import Trajectory
+from simlab.learn import checkpoints
+from simlab.learn.encoding import Normaliser, Ranges
+from simlab.learn.model import Model
+from simlab.learn.settings import TrainSettings
+from simlab.learn.stream import Item, Stream
+from simlab.store.schema import Schema
+
+__all__ = ["Trainer"]
+
+log = logging.getLogger("simlab.train")
+
+_IDLE_SECONDS = 0.01
+Observer = Callable[..., Any]
+
+
+class Trainer:
+    """Owns model, optimiser, buffer and generators of one training.
+
+    Parameters
+    ----------
+    settings : TrainSettings
+    schema : Schema
+        Of the data.
+    directory : str or Path, optional
+        Where the model and, below ``checkpoints/``, the checkpoints go; nowhere when left out.
+    observers : sequence of callable
+        Each is called as ``observer(kind, **values)`` with ``kind`` "train" or "validation":
+        :meth:`simlab.core.runs.RunDirectory.log_metric` is one, a progress bar another.
+    solver_ranks : int
+        Solver processes on this machine, whose cores are left alone until the stream is exhausted.
+
+    Examples
+    --------
+    >>> trainer = Trainer(TrainSettings(n_batches=500), schema)        # doctest: +SKIP
+    >>> model = trainer.run(MemoryStream(trajectories, schema, 7))     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        schema: Schema,
+        directory: str | Path | None = None,
+        *,
+        observers: Sequence[Observer] = (),
+        solver_ranks: int = 0,
+    ) -> None:
+        self.settings, self.schema = settings, schema
+        self.directory = None if directory is None else Path(directory)
+        self.model = Model(settings, schema)
+        self.buffer = settings.buffer.build(self.model.encoding.row_size, settings.seed)
+        self.batch = 0
+        self._optimizer = torch.optim.AdamW(
+            self.model.network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self._observers, self._solver_ranks = tuple(observers), solver_ranks
+        self._channels = self.model.encoding.field_channels()
+        self._pending: deque[Item] = deque()
+        self._stream: Stream | None = None
+        self._is_scaled = self._has_ended = False
+        self._elapsed = self._waited = 0.0
+        self._losses: list[float] = []
+        self._logged = (0.0, 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the budget is used up."""
+        return self._share >= 1.0
+
+    @property
+    def _share(self) -> float:
+        spent = self.batch / self.settings.n_batches
+        if self.settings.max_seconds is not None:
+            spent = max(spent, self._elapsed / self.settings.max_seconds)
+        return spent
+
+    def run(
+        self,
+        stream: Stream,
+        validation: Sequence[Trajectory] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Model:
+        """Train until the budget is used up or ``stop()`` is true, and return the model.
+
+        Parameters
+        ----------
+        stream : Stream
+        validation : sequence of Trajectory
+            Made beforehand, never streamed; its errors are reported every ``validate_every``
+            batches and become the model's own estimate of its error.
+        stop : callable
+            Asked before every batch. A stopped run leaves a checkpoint and no finished model.
+        """
+        self._stream = stream
+        self._set_threads()
+        saved = time.monotonic()
+        while not self.is_done and not stop():
+            begun = time.monotonic()
+            has_news = self._feed(stream)
+            rows = self._next_rows(stream)
+            if rows is None:
+                if not has_news:
+                    time.sleep(_IDLE_SECONDS)
+                self._count_time(begun, waiting=True)
+                continue
+            loss = self.step(rows)
+            self._count_time(begun)
+            self._observe(loss)
+            if self.batch % self.settings.validate_every == 0 and not self.is_done:
+                self._validate(validation)
+            if time.monotonic() - saved > self.settings.checkpoint_seconds:
+                self.checkpoint()
+                saved = time.monotonic()
+        if self.is_done:
+            self._validate(validation)
+            if self.directory is not None:
+                self.model.save(self.directory)
+            log.info("training done: %d batches in %.1f s", self.batch, self._elapsed)
+        self.checkpoint()
+        return self.model
+
+    def step(self, rows: np.ndarray) -> float:
+        """Take one optimiser step on rows of shape (B, row_size) and return the loss before it."""
+        settings, network = self.settings, self.model.network
+        network.train()
+        rate = settings.learning_rate_at(self._share)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        *inputs, truth = (
+            torch.from_numpy(np.ascontiguousarray(part)) for part in self.model.encoding.split(rows)
+        )
+        loss = self._loss(network(*inputs), truth)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ConvergenceError(
+                f"training diverged: loss {value} at batch {self.batch}; lower "
+                f"train.learning_rate = {settings.learning_rate:g}"
+            )
+        loss.backward()
+        self._optimizer.step()
+        self.batch += 1
+        return value
+
+    def _loss(self, made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        scale = self.model.network.scale_of(truth)
+        if self.settings.loss == "mse":
+            return torch.mean(torch.square((made - truth) / scale))
+        parts = []
+        for channels in self._channels:
+            error = (made[:, channels] - truth[:, channels]).flatten(1).norm(dim=1)
+            values = truth[:, channels].flatten(1)
+            floor = 0.01 * scale[channels].square().mean().sqrt() * math.sqrt(values.shape[1])
+            parts.append(error / torch.maximum(values.norm(dim=1), floor))
+        return torch.stack(parts).mean()
+
+    def _feed(self, stream: Stream) -> bool:
+        """Move items from the stream to the buffer; return whether there were any."""
+        has_news = bool(self._pending)
+        self._put_pending()
+        waits_for_pilot = not self._is_scaled and len(self._pending) < self.buffer.capacity
+        if (not self._pending or waits_for_pilot) and not stream.is_exhausted:
+            items = stream.poll(max(64, 4 * self.settings.batch))
+            has_news |= bool(items)
+            encoding = self.model.encoding
+            for item in items:
+                if item.step == 0:
+                    self.model.ranges.include(
+                        encoding.features(item.row[: encoding.condition_size])
+                    )
+            self._pending.extend(items)
+            self._put_pending()
+        if not self._is_scaled:
+            is_full = bool(self._pending) and not waits_for_pilot
+            self._take_pilot(stream, now=is_full or stream.is_exhausted)
+        if stream.is_exhausted and not self._pending:
+            self._end_pass(stream)
+        return has_news
+
+    def _put_pending(self) -> None:
+        while self._pending and self.buffer.put(self._pending[0].row):
+            self._pending.popleft()
+
+    def _take_pilot(self, stream: Stream, now: bool) -> None:
+        statistics = stream.pilot(self.settings.pilot, now)
+        if statistics is None:
+            if stream.is_exhausted:
+                self._refuse_empty()
+            return
+        self.model.network.normalise(Normaliser.fit(statistics), self.model.encoding)
+        self._is_scaled = True
+        if now and not stream.is_exhausted:
+            log.warning(
+                "the first %d training trajectories are not complete while the buffer is full: "
+                "normalised with those that are; raise train.buffer.capacity or lower train.pilot",
+                self.settings.pilot,
+            )
+
+    def _end_pass(self, stream: Stream) -> None:
+        """Go on after the stream's end: with all it had, if that is in the buffer, or once more."""
+        if not stream.n_items:
+            self._refuse_empty()
+        if not self._has_ended:
+            self._has_ended = True
+            self._set_threads()
+        if self.buffer.retains(stream.n_items):
+            self.buffer.finish()
+        else:
+            stream.rewind()
+
+    def _refuse_empty(self) -> None:
+        raise StoreError(
+            "there are no finished training trajectories to learn from; generate some, or look at "
+            "why they failed with `simlab store status`"
+        )
+
+    def _next_rows(self, stream: Stream) -> np.ndarray | None:
+        if not self._is_scaled:
+            return None
+        mean_repeats = self.buffer.n_got / max(self.buffer.n_put, 1)
+        if mean_repeats >= self.settings.max_repeats and not self._has_ended:
+            return None
+        return self.buffer.get(self.settings.batch)
+
+    def _set_threads(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        n = self.settings.threads
+        if not n:
+            n = cores if self._has_ended else max(1, cores - self._solver_ranks)
+        if n != torch.get_num_threads():
+            torch.set_num_threads(n)
+            why = ": the stream has ended, its cores are free" if self._has_ended else ""
+            log.info("training on %d of %d cores%s", n, cores, why)
+
+    def _count_time(self, begun: float, waiting: bool = False) -> None:
+        spent = time.monotonic() - begun
+        if self.batch:
+            self._elapsed += spent
+            self._waited += spent if waiting else 0.0
+
+    def _observe(self, loss: float) -> None:
+        self._losses.append(loss)
+        if self.batch % self.settings.log_every and not self.is_done:
+            return
+        seconds, got = self._logged
+        rate = (self.buffer.n_got - got) / max(self._elapsed - seconds, 1e-9)
+        self._logged = (self._elapsed, self.buffer.n_got)
+        values = {
+            "batch": self.batch,
+            "loss": float(np.mean(self._losses)),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "samples_per_s": rate,
+            "buffer": {
+                "unseen": self.buffer.n_unseen,
+                "seen": self.buffer.n_seen,
+                "put": self.buffer.n_put,
+                "got": self.buffer.n_got,
+            },
+            "wait_s": self._waited,
+            "train_s": self._elapsed,
+            "threads": torch.get_num_threads(),
+        }
+        self._losses.clear()
+        self._tell("train", **values)
+
+    def _validate(self, validation: Sequence[Trajectory]) -> None:
+        if len(validation):
+            self._tell("validation", batch=self.batch, rel_l2=self.model.validate(validation))
+
+    def _tell(self, kind: str, **values: Any) -> None:
+        for observer in self._observers:
+            observer(kind, **values)
+
+    def checkpoint(self) -> Path | None:
+        """Write a checkpoint; nothing before the first batch or without a directory."""
+        if self.directory is None or self._stream is None or not self.batch:
+            return None
+        size = self.model.encoding.row_size
+        pending = [item.row for item in self._pending]
+        state = {
+            "settings": json.dumps(as_table(self.settings)),
+            "schema": json.dumps(self.schema.to_json()),
+            "network": self.model.tensors(),
+            "optimizer": self._optimizer.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "stream": self._stream.state_dict(),
+            "pending": np.stack(pending) if pending else np.zeros((0, size), np.float32),
+            "pending_ids": [[item.traj, item.step] for item in self._pending],
+            "ranges": {"lower": self.model.ranges.lower, "upper": self.model.ranges.upper},
+            "torch_rng": torch.get_rng_state(),
+            "batch": self.batch,
+            "times": [self._elapsed, self._waited],
+            "logged": list(self._logged),
+            "losses": list(self._losses),
+            "has_ended": self._has_ended,
+        }
+        return checkpoints.write(self.directory / "checkpoints", self.batch, state)
+
+    def resume(self, stream: Stream) -> bool:
+        """Go back to the newest checkpoint, stream included; return False when there is none.
+
+        Raises
+        ------
+        ConfigError
+            When settings or schema are not those of the checkpoint.
+        """
+        if self.directory is None:
+            return False
+        state = checkpoints.newest(self.directory / "checkpoints")
+        if state is None:
+            return False
+        changed = differences(json.loads(state["settings"]), as_table(self.settings), "train")
+        here = json.loads(json.dumps(self.schema.to_json()))
+        changed += differences(json.loads(state["schema"]), here, "schema")
+        if changed:
+            raise ConfigError(
+                [f"{line}: changed since the checkpoint was made" for line in changed],
+                str(self.directory),
+            )
+        self.model.load_tensors(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.buffer.load_state_dict(state["buffer"])
+        stream.load_state_dict(state["stream"])
+        self._pending = deque(
+            Item(traj, step, row)
+            for (traj, step), row in zip(state["pending_ids"], state["pending"], strict=True)
+        )
+        self.model.ranges = Ranges(state["ranges"]["lower"], state["ranges"]["upper"])
+        torch.set_rng_state(state["torch_rng"])
+        self.batch = state["batch"]
+        self._elapsed, self._waited = state["times"]
+        self._logged = (state["logged"][0], int(state["logged"][1]))
+        self._losses = state["losses"]
+        self._has_ended, self._is_scaled = state["has_ended"], True
+        log.info("resumed at batch %d of %d", self.batch, self.settings.n_batches)
+        return True
