@@ -26,7 +26,7 @@ test: ## set up, then serial tests and parallel ones on 1, 2 and 3 ranks
 	@tools/test.sh
 
 demo: setup ## set up, then generate data, train and report: runs/darcy_online (RANKS=1)
-	$(SIMLAB) run cases/darcy_online.toml -n $(RANKS)
+	$(SIMLAB) run cases/darcy_online.toml -n $(RANKS) --fresh
 
 lint: setup ## ruff, mypy and the layer rules; all of them, even when one fails
 	@tools/lint.sh

@@ -108,11 +108,10 @@ def generate(
     here = RunDirectory(directory)
     with agreement(world):
         if world.rank == 0 and not attach:
-            is_part = part[1] > 1 and (directory / "manifest.json").is_file()
             RunDirectory.start(
                 directory,
                 resolved.tables(),
-                resume=resume or is_part,
+                resume=resume or part[1] > 1,  # the parts of an array share one run
                 fresh=fresh,
                 ranks=world.size,
                 seed=resolved.campaign.seed,

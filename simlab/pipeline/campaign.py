@@ -105,6 +105,8 @@ def check_case(case: Case) -> None:
     last = case.campaign.n - 1
     for sample in case.family.space.sample(1, case.campaign.seed, last):
         schema.check_sample(sample)
+    if case.train is not None:
+        case.train.operator.check(schema)
 
 
 def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
@@ -205,7 +207,7 @@ def run_campaign(
     total = Outcome()
     with agreement(comm):
         if comm.rank == 0:
-            for part in gathered:
+            for part in gathered or ():
                 total.merge(part)
             total.n_missing = sum(map(len, _phases(store, shard)))
             run.update(campaign=_facts(case, store, total, chain, time.perf_counter() - begun))
