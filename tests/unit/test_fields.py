@@ -58,6 +58,16 @@ def test_periodic_field_has_the_published_law_of_its_lowest_mode():
     assert np.var(coefficients) == pytest.approx(expected, rel=0.12)
 
 
+@pytest.mark.parametrize("shape", [(9,), (6, 9), (4, 5, 6)])
+def test_default_amplitude_is_tau_to_the_alpha_minus_half_the_dimension(shape):
+    alpha, tau = 2.5, 7.0
+    default, given = (
+        gaussian(shape, np.random.default_rng(5), "periodic", alpha, tau, sigma)
+        for sigma in (None, tau ** (alpha - len(shape) / 2))
+    )
+    np.testing.assert_array_equal(default, given)
+
+
 def test_default_lognormal_has_the_published_spread_and_range():
     draws = np.array([draw.values for draw in Lognormal().draw((100, 100), 30, seed=31)])
     assert 0.16 < np.log(draws).std() < 0.20
