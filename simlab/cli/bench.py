@@ -1,0 +1,48 @@
+"""``simlab bench NAME``: reproduce a table of the documentation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simlab.core import comm
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verb."""
+    app.command()(bench)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which table; none: list them.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, a minute or so.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+) -> int:
+    """Measure and print one table: every contestant, losing ones too, side by side."""
+    from simlab.bench import runner
+
+    if not name:
+        for known, line in runner.bench_names().items():
+            typer.echo(f"{known:16}  {line}")
+        return 0
+    module = runner.bench_module(name)
+    if "OMP_NUM_THREADS" not in os.environ and not comm.launched_by_mpi():
+        _restart_with_one_thread()
+    result = module.run(quick=quick)
+    if json is not None:
+        runner.save(result, json)
+        typer.echo(f"written: {json}")
+    return 0
+
+
+def _restart_with_one_thread() -> None:
+    """Start this command again with one BLAS thread, which is read when numpy is first imported."""
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "simlab", *sys.argv[1:]]
+    os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
