@@ -153,7 +153,7 @@ def _load(path: str) -> Any:
         words += said.getvalue().split()
         text = " ".join(words).strip() or type(error).__name__
         if "cell data" in text.lower() and path.endswith(".msh"):
-            text += "; save it without Mesh.SaveAll, or as MSH 2.2"
+            text = text.rstrip(".") + "; save it without Mesh.SaveAll, or as MSH 2.2"
         raise ConfigError(f"cannot read mesh {path}: {text}") from None
 
 
