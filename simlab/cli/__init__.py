@@ -11,7 +11,8 @@ import traceback
 
 import typer
 
-from simlab.cli import bench, cases, doctor, store, verbs
+from simlab.cli import bench, cases, doctor, verbs
+from simlab.cli.store import app as store_app
 from simlab.core import comm
 from simlab.core.errors import ConfigError, SimlabError
 from simlab.linalg import petsc
@@ -32,7 +33,7 @@ verbs.add_to(app)
 cases.add_to(app)
 doctor.add_to(app)
 bench.add_to(app)
-app.add_typer(store.app, name="store")
+app.add_typer(store_app, name="store")
 
 
 def main() -> None:

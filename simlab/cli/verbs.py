@@ -13,6 +13,7 @@ from simlab.core.config import differences
 from simlab.core.errors import ConfigError
 from simlab.core.progress import configure_logging
 from simlab.core.runs import RunDirectory
+from simlab.core.signals import interrupts
 from simlab.linalg import petsc
 from simlab.pipeline.campaign import check_case, plan, run_campaign
 from simlab.pipeline.case import Case, load_case
@@ -116,7 +117,8 @@ def generate(
                 ranks=world.size,
                 seed=resolved.campaign.seed,
             )
-    outcome = run_campaign(resolved, here, world, part)
+    with interrupts(here.request_stop, _end_now):
+        outcome = run_campaign(resolved, here, world, part)
     if world.rank == 0 and outcome.stopped:
         typer.echo(f"stopped with {outcome.n_missing} samples to go; --resume goes on")
     if world.rank == 0:
@@ -178,6 +180,10 @@ def report(run: RunPath, verbose: Verbose = False) -> int:
     configure_logging(verbose=verbose)
     typer.echo(str(report_run(RunDirectory.open(run))))
     return 0
+
+
+def _end_now() -> None:
+    raise KeyboardInterrupt
 
 
 def _resolve(case: Path, out: Path | None, overrides: list[str], smoke: bool) -> tuple[Case, Path]:

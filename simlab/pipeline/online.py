@@ -18,8 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from simlab.core import environment
 from simlab.core.errors import DependencyError, SimlabError
 from simlab.core.progress import Progress, console
 from simlab.core.runs import RunDirectory
+from simlab.core.signals import interrupts
 
 __all__ = ["launch_environment", "solver_command", "supervise"]
 
@@ -107,28 +107,6 @@ def _start(name: str, command: Sequence[str], run: RunDirectory, threads: int) -
     return _Child(name, process, path)
 
 
-@contextmanager
-def _interrupts(run: RunDirectory, children: list[_Child]) -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a request to stop, and the second into an end."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        received.append(number)
-        if len(received) == 1:
-            log.warning("stopping after the sample and batch at hand; once more ends at once")
-            run.request_stop()
-        else:
-            for child in children:
-                child.signal(signal.SIGTERM)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Watch:
     """Progress of both sides, read from the end of ``metrics.jsonl``."""
 
@@ -201,7 +179,16 @@ def supervise(
         trainer = [sys.executable, "-m", "simlab", "train", case, *common]
         children.append(_start("trainer", [*trainer, "--solver-ranks", str(n_ranks)], run, threads))
     failed: _Child | None = None
-    with _interrupts(run, children) as received, _Watch(run, n_samples, n_batches) as watch:
+
+    def ask() -> None:
+        log.warning("stopping after the sample and batch at hand; once more ends at once")
+        run.request_stop()
+
+    def end() -> None:
+        for child in children:
+            child.signal(signal.SIGTERM)
+
+    with interrupts(ask, end) as received, _Watch(run, n_samples, n_batches) as watch:
         deadline = float("inf")
         while any(child.code is None for child in children):
             time.sleep(_POLL_SECONDS)

@@ -1,0 +1,162 @@
+"""Training on a run's store while it fills or after, then evaluation, figures and report."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from simlab.core.errors import ConfigError, StoreError
+from simlab.core.progress import Progress
+from simlab.core.runs import RunDirectory
+from simlab.core.signals import interrupts
+from simlab.pipeline.case import Case
+from simlab.pipeline.evaluate import Evaluation, evaluate
+from simlab.store.reader import Split
+from simlab.store.store import SnapshotStore
+
+__all__ = ["evaluate_run", "report_run", "train_run"]
+
+log = logging.getLogger("simlab.train")
+
+_POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 30.0
+
+
+def train_run(
+    case: Case,
+    run: RunDirectory,
+    solver_ranks: int = 0,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+) -> None:
+    """Train the case's operator on the run's store, live or finished, into ``model/``.
+
+    Returns when the budget is used up, or after a stop was asked for (by the run's STOP file or a
+    signal), with a checkpoint to resume from.
+
+    Raises
+    ------
+    ConfigError
+        When a model or checkpoint is there and neither ``resume`` nor ``fresh`` was asked for.
+    """
+    from simlab.learn.stream import FollowedStream
+    from simlab.learn.trainer import Trainer
+
+    assert case.train is not None
+    if run.model.exists():
+        if fresh:
+            shutil.rmtree(run.model)
+        elif not resume:
+            raise ConfigError(
+                f"{run.model} holds a training already: --resume goes on with it, "
+                "--fresh deletes it and starts again"
+            )
+    with interrupts(_say_stopping, _end_now) as received, run.phase("train") as facts:
+
+        def stop() -> bool:
+            return bool(received) or run.stop_requested()
+
+        store = _wait_for_store(run, stop)
+        validation = _wait_for_validation(store, run, stop) if store else None
+        if store is None or validation is None:
+            facts["state"] = "stopped"
+            return
+        progress = Progress("training", case.train.n_batches, unit="batch")
+
+        def show(kind: str, **values: Any) -> None:
+            if kind == "train":
+                progress.update(values["batch"], f"loss {values['loss']:.2e}")
+
+        trainer = Trainer(
+            case.train,
+            store.schema,
+            run.model,
+            observers=(run.log_metric, show),
+            solver_ranks=solver_ranks,
+        )
+        stream = FollowedStream(run.store)
+        if resume:
+            trainer.resume(stream)
+        with progress:
+            trainer.run(stream, validation, stop)
+        facts |= {
+            "state": "done" if trainer.is_done else "stopped",
+            "batches": trainer.batch,
+            "operator": repr(case.train.operator),
+            "items": stream.n_items,
+        }
+
+
+def evaluate_run(run: RunDirectory) -> Evaluation:
+    """Hold the run's model against its test split and the mean output; write evaluation.json."""
+    from simlab.learn.surrogate import NeuralSurrogate
+
+    if not (run.model / "model.json").is_file():
+        raise StoreError(f"{run.path} has no trained model; run `simlab train` first")
+    with run.phase("evaluate"):
+        store = SnapshotStore.open(run.store)
+        surrogate = NeuralSurrogate.load(run.model)
+        evaluation = evaluate(surrogate, store.split("test"), baseline=store.split("train"))
+        evaluation.write(run.path / "evaluation.json")
+    return evaluation
+
+
+def report_run(run: RunDirectory) -> Any:
+    """Draw the figures, write the page and return its path."""
+    from simlab.pipeline.plots import save_figures
+    from simlab.pipeline.report import write_report
+
+    save_figures(run.path)
+    return write_report(run.path)
+
+
+def _wait_for_store(run: RunDirectory, stop: Callable[[], bool]) -> SnapshotStore | None:
+    patience = _Patience(run, "the store to be made")
+    while not stop():
+        if (run.store / "campaign.json").is_file():
+            return SnapshotStore.open(run.store)
+        patience.wait()
+    return None
+
+
+def _wait_for_validation(
+    store: SnapshotStore, run: RunDirectory, stop: Callable[[], bool]
+) -> Split | None:
+    """Wait until every validation sample has ended and is sealed."""
+    ids = store.ids("valid")
+    patience = _Patience(run, f"the {len(ids)} validation samples")
+    while not stop():
+        done = store.done()
+        ended = done | set(store.failed())
+        sealed = store.split("valid")
+        if ended.issuperset(ids.tolist()) and len(sealed) == len(done & set(ids.tolist())):
+            return sealed
+        patience.wait()
+    return None
+
+
+class _Patience:
+    """Waiting that says what for, and what it knows of the campaign."""
+
+    def __init__(self, run: RunDirectory, what: str) -> None:
+        self._run, self._what = run, what
+        self._spoke = time.monotonic()
+
+    def wait(self) -> None:
+        time.sleep(_POLL_SECONDS)
+        if time.monotonic() - self._spoke > _PATIENCE_SECONDS:
+            self._spoke = time.monotonic()
+            state = self._run.manifest().get("campaign", {}).get("state", "not started")
+            log.info("waiting for %s (campaign: %s)", self._what, state)
+
+
+def _say_stopping() -> None:
+    log.warning("stopping after the batch at hand; once more ends at once")
+
+
+def _end_now() -> None:
+    raise KeyboardInterrupt
