@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import h5py
 import numpy as np
@@ -26,7 +26,7 @@ class _OpenShard:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.file = h5py.File(path, "r", locking=False)
+            self.file = h5py.File(path, "r")
             log = self.file["simlab"]
             self.traj = log["traj_id"][:].astype(np.int64)
             self.attempt = log["attempt"][:].astype(np.int64)
@@ -137,12 +137,12 @@ class Split(Sequence[Trajectory]):
         return len(self.ids)
 
     @overload
-    def __getitem__(self, index: int) -> Trajectory: ...
+    def __getitem__(self, index: SupportsIndex) -> Trajectory: ...
 
     @overload
     def __getitem__(self, index: slice) -> Split: ...
 
-    def __getitem__(self, index: int | slice) -> Trajectory | Split:
+    def __getitem__(self, index: SupportsIndex | slice) -> Trajectory | Split:
         if isinstance(index, slice):
             return Split(
                 self.name,

@@ -82,7 +82,6 @@ def write(
         libver=("v110", "v110"),
         fs_strategy="page",
         fs_page_size=page,
-        locking=False,
     ) as file:
         _write_header(file, schema, n_steps, rows, campaign)
         _write_log(file, schema, rows, config)
@@ -104,7 +103,7 @@ def inspect(path: Path, schema: Schema) -> dict[str, Any]:
         When the file is incomplete or a value is not what was sealed.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(path, "r") as file:
             log = file["simlab"]
             n_rows = int(file.attrs["n_trajectories"])
             line: dict[str, Any] = {

@@ -100,7 +100,7 @@ def verify_pdebench(store: SnapshotStore, path: Path) -> list[str]:
 
 
 def _crc(source: Path, field: str, row: int) -> int:
-    with h5py.File(source, "r", locking=False) as shard:
+    with h5py.File(source, "r") as shard:
         for name in ("crc32", "input_crc32"):
             crcs = shard["simlab"][name]
             fields = list(crcs.attrs["fields"])

@@ -1,9 +1,10 @@
 """XDMF sidecars: small XML files through which ParaView opens sealed trajectories as they lie.
 
 They name datasets inside the shards by hyperslab, with relative paths, so the campaign can be moved
-as a whole. Structured grids are written as curvilinear ones with explicit points (``views/grid.h5``)
-because the store's first axis is the slowest, XDMF's rectilinear one the fastest. In a stationary
-campaign the trajectories take the place of time, so that the time slider walks through samples.
+as a whole. Structured grids are written as curvilinear ones with explicit points, in
+``views/grid.h5``: the store's first axis is the slowest, XDMF's rectilinear one the fastest. In a
+stationary campaign the trajectories take the place of time, so that the time slider walks through
+samples.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def _attributes(
     schema = store.schema
     shape = schema.field_shape(spec)
     base = shape[: len(shape) - spec.order]
-    lead, start = ((n_rows,), (row,))
+    lead: tuple[int, ...] = (n_rows,)
+    start: tuple[int, ...] = (row,)
     if spec.role == "output":
         lead, start = (n_rows, len(schema.times)), (row, step)
     source = f"../data/{name}:/{field_path(spec)}"
