@@ -128,6 +128,8 @@ install_browser() {
 }
 
 mkdir -p "$WORK/wheels"
+# Two makes at once: the second waits, then finds everything done.
+[ -n "${_SETUP_LOCKED:-}" ] || exec env _SETUP_LOCKED=1 flock -o "$WORK/lock" tools/setup.sh "$@"
 SECONDS=0
 if [ "${1:-}" = --browser ]; then install_browser; fi
 

@@ -22,7 +22,7 @@ __all__ = ["add_to"]
 
 CasePath = Annotated[Path, typer.Argument(metavar="CASE", help="Case file (TOML).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-Out = Annotated[Path | None, typer.Option(help="Run directory [default: runs/<case name>].")]
+Out = Annotated[Path | None, typer.Option(help="Run directory [default: runs/CASE].")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. family.cells=32.")
 ]

@@ -9,6 +9,7 @@ with a nearest-name hint, and all faults of a case are shown together.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
 import tomllib
@@ -34,9 +35,22 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_defa
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only, validated dataclass that refuses unknown keys."""
+    """Make a class a frozen, keyword-only, validated dataclass that refuses unknown keys.
+
+    Its constructor raises :class:`ConfigError` with every fault found.
+    """
     made: Any = pydantic_dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)
-    return made
+    construct = made.__init__
+
+    @functools.wraps(construct)
+    def init(self: Any, *args: Any, **entries: Any) -> None:
+        try:
+            construct(self, *args, **entries)
+        except ValidationError as error:
+            raise ConfigError(list(_faults(made, error)), cls.__name__) from None
+
+    made.__init__ = init
+    return cast(type[T], made)
 
 
 class Registry(Generic[T]):
@@ -134,10 +148,8 @@ def build(cls: type[T], table: Mapping[str, Any]) -> T:
     """Construct a settings class from a table; every fault goes into one :class:`ConfigError`."""
     try:
         return cls(**table)
-    except ValidationError as error:
-        raise ConfigError(list(_faults(cls, error))) from None
-    except ConfigError:
-        raise
+    except ConfigError as error:  # the caller knows the key that this table stands under
+        raise ConfigError(error.faults) from None
     except TypeError as error:
         raise ConfigError(f"{getattr(cls, 'kind', cls.__name__)}: {error}") from None
 

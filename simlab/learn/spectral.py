@@ -44,7 +44,7 @@ def _waves(n: int, frequencies: torch.Tensor) -> torch.Tensor:
 def _axis(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return transform (2n, 2m) and back transform (2m, 2n) along an axis but the last."""
     waves = _waves(n, torch.arange(-(m // 2), m - m // 2, dtype=torch.float64))
-    forward, backward = _real_blocks(waves / n), _real_blocks(waves.conj().T)
+    forward, backward = _real_blocks(waves / n), _real_blocks(waves.conj_physical().T)
     return forward.float().contiguous(), backward.float().contiguous()
 
 
@@ -86,11 +86,11 @@ class MatrixSpectralConv(SpectralConv):
         return y if self.bias is None else y + self.bias
 
 
-class PointwiseConv(nn.Module):
+class PointwiseConv(nn.Conv1d):
     """A convolution of kernel size 1 as one batched matrix product, on the weights it is given."""
 
     def __init__(self, conv: nn.Conv1d) -> None:
-        super().__init__()
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None)
         self.weight, self.bias = conv.weight, conv.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,10 @@ def _read(path: str, _changed: int, _size: int) -> Mesh:
     kinds = {block.type for block in raw.cells}
     dim = max((block.dim for block in raw.cells), default=0)
     if dim < 2:
-        raise ConfigError(f"{source}: no triangles and no tetrahedra (cells: {_listed(kinds)})")
+        raise ConfigError(
+            f"{source}: no triangles and no tetrahedra (cells: {_listed(kinds)}); Gmsh saves only "
+            "what is in a physical group: give the domain one too"
+        )
     other = sorted(b.type for b in raw.cells if b.dim == dim and b.type not in _KINDS)
     if other:
         raise ConfigError(

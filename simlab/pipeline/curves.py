@@ -73,7 +73,7 @@ def loss_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
     """Draw the training loss over batches, with its running median over 1/40 of the run."""
     axis = _axis(axis)
     batch, loss = series(metrics, "train", "batch", "loss").T
-    _log_if_positive(axis, loss)
+    _log_scale(axis.yaxis, loss)
     width = max(len(loss) // 40, 1)
     if width > 2:
         axis.plot(batch, loss, color=COLOURS[0], alpha=0.3, linewidth=0.8)
@@ -89,7 +89,7 @@ def validation_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
     axis = _axis(axis)
     keys = ("median", "p95", "max")
     values = series(metrics, "validation", "batch", *(f"rel_l2.{key}" for key in keys))
-    _log_if_positive(axis, values[:, 1:])
+    _log_scale(axis.yaxis, values[:, 1:], percent=True)
     for k, key in enumerate(keys):
         axis.plot(
             values[:, 0], values[:, k + 1], ("-", "--", ":")[k], color=COLOURS[k], label=key,
@@ -133,7 +133,7 @@ def throughput_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
     if drawn:
         both = np.concatenate(drawn)
         if both.min() > 0 and both.max() > 20 * both.min():
-            axis.set_yscale("log")
+            _log_scale(axis.yaxis, both)
         else:
             axis.set_ylim(bottom=0)
         axis.legend()
@@ -151,7 +151,7 @@ def buffer_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
         labels=["not yet seen", "seen"], colors=[COLOURS[4], COLOURS[5]], alpha=0.85, linewidth=0,
     )  # fmt: skip
     axis.set_ylim(bottom=0)
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left")
     return _labels(axis, "time since start [s]", "samples in the buffer", "Training buffer")
 
 
@@ -160,9 +160,11 @@ def iterations_histogram(iterations: np.ndarray, axis: Axes | None = None) -> Ax
     """Draw how many iterations the solves took, shape (n_solves,)."""
     axis = _axis(axis)
     values = np.asarray(iterations).ravel()
-    low, high = int(values.min(initial=0)), int(values.max(initial=1))
-    step = max((high - low) // 40 + 1, 1)
-    axis.hist(values, np.arange(low, high + 2 * step, step) - 0.5, color=COLOURS[0], alpha=0.85)
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 1)
+    step = (high - low) // 40 + 1
+    axis.hist(
+        values, (np.arange(low, high + 2 * step, step) - 0.5).tolist(), color=COLOURS[0], alpha=0.85
+    )
     if values.size:
         _mark(axis, {"mean": float(values.mean()), "max": float(high)}, "{:.1f}")
     return _labels(axis, "iterations per solve", "solves", "Solver iterations")
@@ -176,8 +178,8 @@ def residual_histogram(
     axis = _axis(axis)
     values = np.asarray(residuals, dtype=np.float64).ravel()
     values = np.maximum(values[np.isfinite(values)], 1e-17)
-    axis.hist(values, _log_bins(values), color=COLOURS[0], alpha=0.85)
-    axis.set_xscale("log")
+    axis.hist(values, _log_bins(values).tolist(), color=COLOURS[0], alpha=0.85)
+    _log_scale(axis.xaxis, np.append(values, tolerance or np.nan), exponents=True)
     if tolerance:
         _mark(axis, {"tolerance": tolerance}, "{:.0e}")
     return _labels(axis, "true relative residual", "solves", "Residuals, recomputed")
@@ -188,10 +190,11 @@ def error_histogram(errors: Mapping[str, np.ndarray], axis: Axes | None = None) 
     """Draw how the relative errors of the test samples are spread, shape (n,) per field."""
     axis = _axis(axis)
     shown = {name: _positive(values) for name, values in errors.items()}
-    bins = _log_bins(np.concatenate(list(shown.values())))
+    everything = np.concatenate(list(shown.values()))
+    bins = _log_bins(everything)
     for k, (name, values) in enumerate(shown.items()):
-        axis.hist(values, bins, color=COLOURS[k % 6], alpha=0.7, label=name)
-    axis.set_xscale("log")
+        axis.hist(values, bins.tolist(), color=COLOURS[k % 6], alpha=0.7, label=name)
+    _log_scale(axis.xaxis, everything, percent=True)
     axis.legend()
     return _labels(axis, "relative L2 error", "test samples", "Error histogram")
 
@@ -225,7 +228,8 @@ def error_distribution(
         if other.size:
             axis.step(other, np.arange(1, len(other) + 1) / len(other), "--", where="post",
                       color=colour, alpha=0.7, label=f"{name}: mean output")  # fmt: skip
-    axis.set_xscale("log")
+    drawn = [_positive(item) for item in (*errors.values(), *(baseline or {}).values())]
+    _log_scale(axis.xaxis, np.concatenate(drawn), percent=True)
     axis.set_ylim(0, 1.02)
     axis.legend(loc="best")
     return _labels(axis, "relative L2 error", "share of test samples", "Error distribution")
@@ -240,6 +244,7 @@ def error_in_time(evaluation: Evaluation, axis: Axes | None = None) -> Axes:
         axis.plot(evaluation.times, middle, color=COLOURS[k % 6], label=f"{name}: median")
         axis.plot(evaluation.times, high, "--", color=COLOURS[k % 6], label=f"{name}: p95")
     axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(_percent)
     axis.legend()
     return _labels(axis, "time", "relative L2 error at that time", "Error in time")
 
@@ -251,13 +256,15 @@ def calibration_plot(estimates: np.ndarray, errors: np.ndarray, axis: Axes | Non
     usable = np.isfinite(estimates) & np.isfinite(errors) & (errors > 0) & (estimates > 0)
     estimate, error = estimates[usable], errors[usable]
     covered = error <= estimate
-    axis.loglog(estimate[covered], error[covered], "o", color=COLOURS[0], markersize=3.5,
+    axis.plot(estimate[covered], error[covered], "o", color=COLOURS[0], markersize=3.5,
                 alpha=0.7, label=f"covered ({covered.sum()})")  # fmt: skip
-    axis.loglog(estimate[~covered], error[~covered], "^", color=COLOURS[1], markersize=4,
+    axis.plot(estimate[~covered], error[~covered], "^", color=COLOURS[1], markersize=4,
                 alpha=0.8, label=f"underestimated ({(~covered).sum()})")  # fmt: skip
     if error.size:
         ends = [min(estimate.min(), error.min()) / 1.3, max(estimate.max(), error.max()) * 1.3]
         axis.plot(ends, ends, color=INK, linewidth=0.8, linestyle=":", label="error = estimate")
+    for line in (axis.xaxis, axis.yaxis):
+        _log_scale(line, np.concatenate([estimate, error]), percent=True)
     axis.legend()
     return _labels(axis, "estimated relative error", "actual relative error", "Trust")
 
@@ -276,10 +283,34 @@ def _labels(axis: Axes, x: str, y: str, title: str) -> Axes:
     return axis
 
 
-def _log_if_positive(axis: Axes, values: np.ndarray) -> None:
+def _percent(value: float, _: Any = None) -> str:
+    return f"{100 * value:g} %"
+
+
+def _log_scale(
+    line: Any, values: np.ndarray, *, percent: bool = False, exponents: bool = False
+) -> None:
+    """Make an axis line logarithmic where all values allow it, with ticks at 1, 2, 5 when short.
+
+    ``percent`` and ``exponents`` say how ticks are written; plain numbers otherwise.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     finite = values[np.isfinite(values)]
-    if finite.size and finite.min() > 0:
-        axis.set_yscale("log")
+    if finite.size == 0 or finite.min() <= 0:
+        if percent:
+            line.set_major_formatter(_percent)
+        return
+    line.axes.set(**{f"{line.axis_name}scale": "log"})
+    if exponents:
+        return
+    decades = np.log10(finite.max() / finite.min())
+    line.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    line.set_minor_formatter(NullFormatter())
+    if percent:
+        line.set_major_formatter(_percent)
+    elif decades < 5:
+        line.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:

@@ -74,6 +74,7 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+@styled
 def new_axes(
     n_rows: int = 1, n_columns: int = 1, size: tuple[float, float] = (4.4, 3.2), **grid: Any
 ) -> np.ndarray:

@@ -349,16 +349,19 @@ class Elliptic:
 
     def _pattern(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Count the entries of rows ``first .. last - 1`` inside and outside those columns."""
+        from scipy.sparse import coo_matrix
+
         cells = self.space.cell_dofs
         cells = cells[((cells >= first) & (cells < last)).any(axis=1)]
         size = cells.shape[1]
         rows, columns = np.repeat(cells, size, axis=1).ravel(), np.tile(cells, (1, size)).ravel()
         kept = ~(self._held[rows] | self._held[columns]) | (rows == columns)
         kept &= (rows >= first) & (rows < last)
-        n = self.space.n_dofs
-        rows, columns = np.divmod(np.unique((rows[kept] - first) * n + columns[kept]), n)
-        own = (columns >= first) & (columns < last)
-        counts = [np.bincount(rows[which], minlength=last - first) for which in (own, ~own)]
+        ones = np.ones(int(kept.sum()), dtype=np.int32)
+        shape = (last - first, self.space.n_dofs)
+        pattern = coo_matrix((ones, (rows[kept] - first, columns[kept])), shape).tocsr().tocoo()
+        own = (pattern.col >= first) & (pattern.col < last)
+        counts = [np.bincount(pattern.row[which], minlength=shape[0]) for which in (own, ~own)]
         return counts[0].astype(PETSc.IntType), counts[1].astype(PETSc.IntType)
 
     def _vector(self, share: Callable[[Part], np.ndarray]) -> Vec:

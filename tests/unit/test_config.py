@@ -69,6 +69,12 @@ def test_a_fault_says_what_and_where(table: object, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_the_constructor_says_the_same_as_the_table() -> None:
+    with pytest.raises(ConfigError, match=r"^Hut: rooms: Input should be greater") as caught:
+        Hut(rooms=-1)
+    assert caught.value.where == "Hut"
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Hut().rooms = 5

@@ -135,7 +135,7 @@ def test_a_loose_piece_is_refused(tmp_path) -> None:
     path = tmp_path / "two.msh"
     tags = [np.array([1]), np.array([2, 2, 2, 2])]
     meshio.Mesh(
-        np.concatenate([square, square + [5, 5, 0]]),
+        np.concatenate([square, square + np.array([5, 5, 0])]),
         [("line", [[0, 1]]), ("triangle", [[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])],
         cell_data={"gmsh:physical": tags, "gmsh:geometrical": tags},
         field_data={"low": np.array([1, 1])},
