@@ -133,6 +133,31 @@ def test_curved_triangles_and_tetrahedra(tmp_path) -> None:
     assert read(path).dim == 3
 
 
+def test_gmsh_in_space_ignores_lines_and_keeps_surfaces_and_volumes(tmp_path) -> None:
+    path = tmp_path / "tets.msh"
+    points = np.concatenate([np.zeros((1, 3)), np.eye(3), np.ones((1, 3))])
+    cells = [
+        ("line", np.array([[0, 1]])),
+        ("triangle", np.array([[2, 1, 0], [1, 2, 3]])),  # a side of the boundary, and an inner one
+        ("tetra", np.array([[0, 1, 2, 3], [1, 3, 2, 4]])),
+    ]
+    tags = [np.array([1]), np.array([1, 2]), np.array([1, 2])]  # numbers are used per dimension
+    names = {"rod": [1, 1], "floor": [1, 2], "inner": [2, 2], "low": [1, 3], "high": [2, 3]}
+    meshio.Mesh(
+        points,
+        cells,
+        cell_data={"gmsh:physical": tags, "gmsh:geometrical": tags},
+        field_data={name: np.array(entry) for name, entry in names.items()},
+    ).write(path, file_format="gmsh22")
+    mesh = read(path)
+    assert mesh.dim == 3
+    assert set(mesh.facet_groups) == {"floor", "inner", "boundary"}
+    assert np.array_equal(mesh.facets[mesh.facet_group("inner")], [[1, 2, 3]])
+    assert len(mesh.facet_group("boundary")) == 6
+    assert mesh.volumes()[mesh.cell_group("low")] == pytest.approx(1 / 6)
+    assert mesh.volumes()[mesh.cell_group("high")] == pytest.approx(1 / 3)
+
+
 def test_a_changed_file_is_read_again(tmp_path) -> None:
     path = write(tmp_path / "plate.vtu", "vtu")
     first = read(path)
