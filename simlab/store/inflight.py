@@ -66,12 +66,14 @@ class Inflight:
         self._attempts: dict[int, int] = {}
         self.segments: dict[str, SegmentState] = {}
 
-    def refresh(self) -> None:
-        """Read what was written since the last call."""
+    def refresh(self, skip: str = "") -> None:
+        """Read what was written since the last call, but not what the writer ``skip`` wrote."""
         names = segment_names(self._directory)
         for gone in self.segments.keys() - set(names):
             del self.segments[gone]
         for name in names:
+            if writer_of(name) == skip:
+                continue
             state = self.segments.setdefault(name, SegmentState(name))
             if not state.is_closed:
                 self._read(state)

@@ -33,10 +33,18 @@ class _OpenShard:
             self.seed = log["seed"][:]
             self.parameters = log["parameters"][:]
             self.n_steps = len(self.file["dimensions/time"])
+            self._datasets: dict[str, h5py.Dataset] = {}
         except (OSError, KeyError) as error:
             raise StoreError(f"{path}: cannot be read ({error}); run `simlab store verify`") from (
                 error
             )
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset; looking it up costs as much as reading a small row, so it is kept."""
+        found = self._datasets.get(name)
+        if found is None:
+            found = self._datasets[name] = self.file[name]
+        return found
 
 
 class ShardFiles:
@@ -69,7 +77,7 @@ class ShardFiles:
     def values(self, name: str, dataset: str, key: Any) -> np.ndarray:
         """Read part of one dataset."""
         try:
-            values: np.ndarray = self.get(name).file[dataset][key]
+            values: np.ndarray = self.get(name).dataset(dataset)[key]
         except (OSError, KeyError) as error:
             raise StoreError(
                 f"{self._data / name}: {dataset} cannot be read ({error}); "

@@ -135,7 +135,7 @@ class Writer:
         n: int,
         campaign: str,
         split_of: Callable[[int], str],
-        last_attempt: Callable[[int], int],
+        last_attempt: Callable[[int, str], int],
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self.id = files.process_id()
@@ -193,7 +193,7 @@ class Writer:
         if traj in self._open:
             raise StoreError(f"trajectory {traj} is open already; finish or fail it first")
         self._schema.check_sample(sample)
-        previous = max(self._last_attempt(traj), self._attempts.get(traj, 0))
+        previous = max(self._last_attempt(traj, self.id), self._attempts.get(traj, 0))
         attempt = previous + 1 if attempt is None else attempt
         if attempt <= previous:
             raise StoreError(

@@ -31,7 +31,7 @@ __all__ = ["SCHEMA", "Row", "field_path", "inspect", "seconds_of", "write"]
 
 SCHEMA = "simlab-store/1"
 _CHUNK_BYTES = 1 << 16
-_BLOCK_BYTES = 1 << 24
+_BLOCK_BYTES = 1 << 22
 _TEXT = h5py.string_dtype()
 
 
@@ -301,7 +301,7 @@ def _inspect_field(
                     )
         _merge(moments, spec.name, Moments.of(values, spec.order))
         if is_output and values.shape[1] > 1:
-            delta = np.diff(values.astype(np.float64), axis=1)
+            delta = np.subtract(values[:, 1:], values[:, :-1], dtype=np.float64)
             _merge(moments, f"{spec.name}.delta", Moments.of(delta, spec.order))
 
 

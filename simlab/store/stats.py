@@ -18,6 +18,8 @@ from simlab.store.schema import Schema
 
 __all__ = ["Moments", "constants", "merged", "to_yaml"]
 
+_PIECE = 1 << 15
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -42,11 +44,17 @@ class Moments:
     def of(cls, values: np.ndarray, order: int) -> Moments:
         """Return the moments of an array whose last ``order`` axes are tensor components."""
         cut = values.ndim - order
-        flat = values.reshape(math.prod(values.shape[:cut]), -1).astype(np.float64)
-        mean = flat.mean(axis=0)
-        flat -= mean
-        m2 = np.einsum("ij,ij->j", flat, flat)
         shape = values.shape[cut:]
+        flat = values.reshape(math.prod(values.shape[:cut]), math.prod(shape))
+        mean, m2 = np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
+        for c in range(flat.shape[1]):  # a tensor has at most nine components
+            for start in range(0, len(flat), _PIECE):  # pieces that stay in cache
+                part = flat[start : start + _PIECE, c].astype(np.float64)
+                here = part.mean()
+                part -= here
+                gap, count = here - mean[c], start + len(part)
+                mean[c] += gap * (len(part) / count)
+                m2[c] += np.einsum("i,i->", part, part) + gap**2 * (start * len(part) / count)
         return cls(
             len(flat),
             float(values.min()),

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -238,13 +239,13 @@ class SnapshotStore:
 
     def split_of(self, traj: int) -> str:
         """Return the split of a trajectory; depends on its id, the seed and the fractions only."""
-        return list(self.fractions)[int(assign(np.array([traj]), self.seed, self.fractions)[0])]
+        return list(self.fractions)[self._which[traj]]
 
     def ids(self, split: str) -> np.ndarray:
         """Return the ids of all trajectories of a split, made or not; int64, sorted."""
-        self._check_split(split)
-        ids = np.arange(self.n)
-        return ids[assign(ids, self.seed, self.fractions) == list(self.fractions).index(split)]
+        if split not in self.fractions:
+            raise ConfigError(f"no split {split!r}; this store has {', '.join(self.fractions)}")
+        return np.flatnonzero(self._which == list(self.fractions).index(split))
 
     def writer(self, *, segment_bytes: int = SEGMENT_BYTES) -> Writer:
         """Return a new writer; use it in a ``with`` block, from one thread."""
@@ -285,10 +286,8 @@ class SnapshotStore:
     def status(self) -> Status:
         """Count trajectories and bytes. Reads the manifest and new records only, no shard."""
         state = self._state()
-        ids = np.arange(self.n)
-        which = assign(ids, self.seed, self.fractions)
         table = np.zeros((len(self.fractions), 4), dtype=np.int64)
-        np.add.at(table, (which, state), 1)
+        np.add.at(table, (self._which, state), 1)
         splits = {
             name: SplitStatus(
                 int(row[_DONE]), int(row[_FAILED]), int(row[_IN_FLIGHT]), int(row[_MISSING])
@@ -363,12 +362,15 @@ class SnapshotStore:
         files.publish(self.path / "stats.yaml", text)
         return values
 
-    def _check_split(self, name: str) -> None:
-        if name not in self.fractions:
-            raise ConfigError(f"no split {name!r}; this store has {', '.join(self.fractions)}")
+    @cached_property
+    def _which(self) -> np.ndarray:
+        """Number of every trajectory's split, in the order of the fractions."""
+        return assign(np.arange(self.n), self.seed, self.fractions).astype(np.int8)
 
-    def _last_attempt(self, traj: int) -> int:
-        self.refresh()
+    def _last_attempt(self, traj: int, writer: str) -> int:
+        """Return the highest attempt in the store, apart from what this writer itself wrote."""
+        self.inflight.refresh(skip=writer)
+        self.catalogue.refresh()
         return max(self.inflight.last_attempt(traj), self.catalogue.last_attempt(traj))
 
     def _state(self) -> np.ndarray:
