@@ -123,6 +123,10 @@ class LinearSolver(Protocol):
     kind: ClassVar[str]
     rtol: float
 
+    def suits(self, system: LinearSystem) -> bool:
+        """Whether systems with these traits, on this many ranks, are within the solver's claims."""
+        ...
+
     def init(self, system: LinearSystem) -> Any:
         """Return a fresh state for systems that look like this one. Collective."""
         ...
