@@ -136,5 +136,5 @@ class Progress:
         rate = done / (now - self._start)
         left = duration((self._total - done) / rate) if rate > 0 else "?"
         share = 100.0 * done / max(self._total, 1)
-        text = f"{self._label}: {done}/{self._total} ({share:.0f} %), {rate:.3g} {self._unit}s/s"
+        text = f"{self._label}: {done}/{self._total} ({share:.0f} %), {rate:.3g} {self._unit}/s"
         log.info("%s, %s left%s", text, left, f", {note}" if note else "")

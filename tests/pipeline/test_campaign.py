@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ROOT, command, environment, simlab
+
 from simlab.store.store import SnapshotStore
 
 CASE = """
@@ -28,7 +29,7 @@ seed = 9157
 """
 
 
-def write_case(directory: Path, cells: int = 12, n: int = 20, solver: str = "auto") -> Path:
+def write_case(directory: Path, cells: int = 12, n: int = 20, solver: str = "cg_icc") -> Path:
     path = directory / "case.toml"
     path.write_text(CASE.format(cells=cells, n=n, solver=solver))
     return path
@@ -81,7 +82,6 @@ def test_shards_of_a_job_array_fill_one_store_between_them(serial, tmp_path) -> 
     for part in ("0/3", "2/3", "1/3", "1/3"):  # a part twice: idempotent
         done = simlab("generate", case, "--out", out, "--shard", part)
         assert done.returncode == 0, done.stderr
-    simlab("store", "seal", out / "store")
     store = SnapshotStore.open(out / "store")
     assert store.is_complete()
     assert sorted(solutions(store)) == sorted(expected)
@@ -91,18 +91,30 @@ def test_petsc_words_after_the_dashes_reach_the_solver(tmp_path) -> None:
     case = write_case(tmp_path, n=2, solver="cg_icc")
     done = simlab("generate", case, "--out", tmp_path / "run", "--", "-ksp_converged_reason")
     assert done.returncode == 0, done.stderr
-    assert "Linear solve converged" in done.stdout
+    assert "converged due to CONVERGED_RTOL" in done.stdout
 
 
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path) -> None:
-    case = write_case(tmp_path, cells=64, n=600, solver="cg_icc")
-    out = tmp_path / "run"
+    n, case = 300, write_case(tmp_path, cells=96, n=300)
     dice = random.Random(2203)
+    kills = rounds = 0
+    while kills < 20:  # a campaign that ends before it could be killed often enough: another one
+        rounds += 1
+        kills += killed_campaign(case, tmp_path / f"run{rounds}", dice, 20 - kills)
+        store = SnapshotStore.open(tmp_path / f"run{rounds}" / "store")
+        assert store.is_complete()
+        assert not store.verify(deep=True)
+        assert sorted(solutions(store)) == list(range(n))
+        assert not list(store.path.rglob("*.part"))
+
+
+def killed_campaign(case: Path, out: Path, dice: random.Random, at_most: int) -> int:
+    """Run a campaign to its end, killed up to so many times, and return how often it was."""
     kills = 0
     acknowledged: set[int] = set()
-    for _ in range(200):
+    while True:
         process = subprocess.Popen(
-            command(["generate", case, "--out", out, *(["--resume"] if kills else [])]),
+            command(["generate", case, "--out", out, *(["--resume"] if out.exists() else [])]),
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.DEVNULL,
@@ -110,29 +122,22 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path) -> None:
             start_new_session=True,
         )
         try:
-            code = process.wait(0.6 + 1.2 * dice.random() if kills < 20 else 120)
+            process.wait(0.9 + 1.1 * dice.random() if kills < at_most else 120)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            kills += (out / "manifest.json").exists()
+            kills += 1
             if (out / "store" / "campaign.json").exists():
-                store = SnapshotStore.open(out / "store")
-                done = set(map(int, store.done()))
+                done = SnapshotStore.open(out / "store").done()
                 assert acknowledged <= done
                 acknowledged = done
             continue
-        assert code == 0, process.stderr.read().decode()
-        break
-    assert kills >= 5, "the campaign ended before it could be killed often enough"
-    store = SnapshotStore.open(out / "store")
-    assert store.is_complete()
-    assert not store.verify(deep=True)
-    assert sorted(solutions(store)) == list(range(600))
-    assert not list((out / "store").rglob("*.part"))
+        assert process.returncode == 0, process.stderr.read().decode()
+        return kills
 
 
 def test_a_stop_file_ends_after_the_sample_at_hand_and_resume_goes_on(tmp_path) -> None:
-    case = write_case(tmp_path, cells=64, n=4000, solver="cg_icc")
+    case = write_case(tmp_path, cells=64, n=1000)
     out = tmp_path / "run"
     process = subprocess.Popen(
         command(["generate", case, "--out", out], ranks=2),
@@ -150,8 +155,19 @@ def test_a_stop_file_ends_after_the_sample_at_hand_and_resume_goes_on(tmp_path) 
     assert "--resume goes on" in text
     assert json.loads((out / "manifest.json").read_text())["state"] == "stopped"
     store = SnapshotStore.open(out / "store")
-    assert 0 < len(store.done()) < 4000
+    assert 0 < len(store.done()) < 1000
     assert not store.verify(deep=True)
+
+
+def scripted(
+    script: Path, case: Path, out: Path, *words: str, ranks: int
+) -> subprocess.CompletedProcess[str]:
+    """Run ``simlab generate`` by a script that changes it first."""
+    line = command(["generate", case, "--out", out, *words], ranks=ranks)
+    line[line.index("-m") : line.index("simlab") + 1] = [str(script)]
+    return subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=90, check=False
+    )
 
 
 FAILING_RANK = """
@@ -164,6 +180,7 @@ original = Darcy.assemble
 def assemble(self, mu, state, step=0, previous=None):
     from simlab.core.comm import world
     if mu.index >= 8 and world().rank == 1:
+        open({mark!r}, "w").close()
         raise RuntimeError("the cosmic ray")
     return original(self, mu, state, step, previous)
 
@@ -174,23 +191,19 @@ main()
 
 def test_a_rank_that_raises_ends_the_job_within_seconds(tmp_path) -> None:
     case = write_case(tmp_path, cells=48, n=100000, solver="cg_icc")
-    script = tmp_path / "fail.py"
-    script.write_text(FAILING_RANK)
-    words = command(["generate", case, "--out", tmp_path / "run"], ranks=2)
-    words[words.index("-m") : words.index("simlab") + 1] = [str(script)]
-    begun = time.monotonic()
-    done = subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
-    )
+    script, mark = tmp_path / "fail.py", tmp_path / "raised"
+    script.write_text(FAILING_RANK.format(mark=str(mark)))
+    done = scripted(script, case, tmp_path / "run", ranks=2)
+    assert time.time() - mark.stat().st_mtime < 5
     assert done.returncode != 0
     assert "the cosmic ray" in done.stderr
     assert "rank 1" in done.stderr
-    assert time.monotonic() - begun < 30
 
 
 FAILING_SAMPLE = FAILING_RANK.replace(
     """    from simlab.core.comm import world
     if mu.index >= 8 and world().rank == 1:
+        open({mark!r}, "w").close()
         raise RuntimeError("the cosmic ray")
     return original(self, mu, state, step, previous)
 """,
@@ -207,12 +220,8 @@ def test_a_failed_sample_is_recorded_and_skipped(tmp_path, ranks) -> None:
     case = write_case(tmp_path, n=12, solver="cg_icc")
     script = tmp_path / "fail.py"
     script.write_text(FAILING_SAMPLE)
-    words = command(["generate", case, "--out", tmp_path / "run"], ranks=ranks)
-    words += ["--set", f"campaign.ranks_per_group={ranks}"]
-    words[words.index("-m") : words.index("simlab") + 1] = [str(script)]
-    done = subprocess.run(
-        words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
-    )
+    together = ["--set", f"campaign.ranks_per_group={ranks}"]
+    done = scripted(script, case, tmp_path / "run", *together, ranks=ranks)
     assert done.returncode == 3, done.stderr
     store = SnapshotStore.open(tmp_path / "run" / "store")
     assert sorted(map(int, store.failed())) == [3, 7]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import CASES, ROOT, command, environment, simlab
+
 from simlab.store.store import SnapshotStore
 
 SMALL = [

@@ -180,7 +180,9 @@ def whole(tmp_path_factory):
     store = make_store(run / "store")
     surrogate = evaluated(run, store)
     train = TrainSettings(n_batches=3, batch=4)
-    NeuralSurrogate(FNO(modes=3, width=4, layers=1), train).fit(store.split("train")).save(run / "model")
+    NeuralSurrogate(FNO(modes=3, width=4, layers=1), train).fit(store.split("train")).save(
+        run / "model"
+    )
     figures = save_figures(run, surrogate=surrogate)
     return {"run": run, "store": store, "figures": figures, "page": write_report(run)}
 
