@@ -35,7 +35,7 @@ check: ## what CI runs: test and lint
 	@.ci/run
 
 docs: setup ## the HTML pages, in build/docs
-	.venv/bin/python -m pip install -q -c constraints.txt sphinx myst-parser
+	.venv/bin/python -m pip install -qq -c constraints.txt sphinx myst-parser
 	.venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 clean: ## remove .venv, caches and built files; runs/ and built wheels stay
