@@ -210,7 +210,9 @@ def run_campaign(
             for part in gathered or ():
                 total.merge(part)
             total.n_missing = sum(map(len, _phases(store, shard)))
-            run.update(campaign=_facts(case, store, total, chain, time.perf_counter() - begun))
+            seconds = time.perf_counter() - begun
+            facts = _facts(case, store, total, chain, seconds)
+            run.update(campaign=facts, seconds={"generate": seconds})
     total = comm.bcast(total)
     if total.failed > case.campaign.max_failures:
         raise ConvergenceError(
@@ -261,11 +263,15 @@ def _facts(
         total.operator_applies / solves,
         total.bytes / 1e6,
     )
-    return {
+    standing = {
         "state": "stopped" if total.stopped else "done",
         "n": case.campaign.n,
         "done": len(store.done()),
         "failed": len(store.failed()),
+    }
+    if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
+        return standing
+    return standing | {
         "solver": chain.solver_name,
         **chain.advice,
         "core_hours": hours,
