@@ -4,7 +4,7 @@
 
 with the constant-coefficient Laplacian ``L`` of the same grid and boundary, inverted by sine,
 cosine or Fourier transforms (:mod:`.transforms`). For a smooth coefficient ``D`` follows it, and
-what is left, ``W^-1 A W^-1 - L``, is a bounded potential: the count of iterations does not grow with the
+what is left, ``W^-1 A W^-1 - L``, is a bounded potential: iterations do not grow with the
 grid (Concus and Golub, SIAM J. Numer. Anal. 10, 1973). For a coefficient with jumps it does, and
 ``W = 1`` is better: the condition number is then at most max(a)/min(a), also on any grid. The first
 system is solved both ways and the better way kept; it is asked again when iterations jump.
@@ -177,21 +177,22 @@ class FastState:
     def _axis_weights(self, A: PETScTypes.Mat) -> list[float]:
         """Return the mean coupling along each axis, relative to their mean.
 
-        With ``s = +1, -1, +1...`` along an axis, ``s A s`` minus the row sum is twice the coupling.
+        With ``s = +1, -1, +1...`` along an axis, ``s^T A s`` minus the sum of all entries is four
+        times the sum of the couplings across which the sign changes.
         """
         self._p.fill(1.0)
         A.mult(self._p_vec, self._q_vec)
-        row_sums = self._q.copy()
+        total = self._q.sum()
         couplings = []
         for axis, n in enumerate(self._grid.shape):
             signs = np.where(np.arange(n) % 2, -1.0, 1.0)
             shape = [n if j == axis else 1 for j in range(len(self._grid.shape))]
             self._p.reshape(self._grid.shape)[...] = signs.reshape(shape)
             A.mult(self._p_vec, self._q_vec)
-            couplings.append(float(ddot(self._p, self._q) - row_sums.sum()) / (4.0 * max(n - 1, 1)))
-        mean = float(np.mean(couplings))
-        lengths = np.array(self._grid.shape, dtype=float)
-        weights = np.array(couplings) * lengths / mean if mean > 0 else np.ones(len(couplings))
+            is_closed = self._grid.boundary == "periodic" and n % 2 == 0
+            n_changes = max(n if is_closed else n - 1, 1) * self._p.size / n
+            couplings.append((ddot(self._p, self._q) - total) / (4.0 * n_changes))
+        weights = np.array(couplings)
         good = np.all(np.isfinite(weights)) and np.all(weights > 0)
         return (weights / weights.mean()).tolist() if good else [1.0] * len(couplings)
 
