@@ -151,7 +151,8 @@ def buffer_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
         labels=["not yet seen", "seen"], colors=[COLOURS[4], COLOURS[5]], alpha=0.85, linewidth=0,
     )  # fmt: skip
     axis.set_ylim(bottom=0)
-    axis.legend(loc="upper left")
+    axis.margins(x=0)
+    axis.legend(loc="lower right")
     return _labels(axis, "time since start [s]", "samples in the buffer", "Training buffer")
 
 
@@ -217,21 +218,19 @@ def error_distribution(
     axis = _axis(axis)
     for k, (name, values) in enumerate(errors.items()):
         colour = COLOURS[k % 6]
-        known = np.sort(_positive(values))
-        axis.step(known, np.arange(1, len(known) + 1) / len(values), where="post", color=colour,
-                  label=name)  # fmt: skip
+        known, shares = _cumulative(values)
+        axis.step(known, shares, where="post", color=colour, label=name)
         for share in (0.5, 0.95, 0.99):
-            place = int(np.ceil(share * len(values))) - 1
-            if place < len(known):
-                axis.plot(known[place], share, "o", color=colour, markersize=4)
-        other = np.sort(_positive((baseline or {}).get(name, np.zeros(0))))
-        if other.size:
-            axis.step(other, np.arange(1, len(other) + 1) / len(other), "--", where="post",
-                      color=colour, alpha=0.7, label=f"{name}: mean output")  # fmt: skip
+            reached = np.flatnonzero(shares >= share)
+            if reached.size:
+                axis.plot(known[reached[0]], share, "o", color=colour, markersize=4)
+        if baseline and name in baseline:
+            label = f"{name}: mean output"
+            axis.step(*_cumulative(baseline[name]), "--", where="post", color=colour, label=label)
     drawn = [_positive(item) for item in (*errors.values(), *(baseline or {}).values())]
     _log_scale(axis.xaxis, np.concatenate(drawn), percent=True)
-    axis.set_ylim(0, 1.02)
-    axis.legend(loc="best")
+    axis.set_ylim(0, 1.03)
+    axis.legend()
     return _labels(axis, "relative L2 error", "share of test samples", "Error distribution")
 
 
@@ -327,8 +326,16 @@ def _running_median(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _positive(errors: np.ndarray) -> np.ndarray:
-    """Return the finite errors, zeros lifted to what a logarithmic axis can show."""
-    return np.maximum(errors[np.isfinite(errors)], 1e-16)
+    """Return the finite errors; zeros become the smallest other one, for logarithmic axes."""
+    finite = errors[np.isfinite(errors)]
+    return np.maximum(finite, np.min(finite[finite > 0], initial=1.0))
+
+
+def _cumulative(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return sorted finite errors and the share of the defined ones up to each, from 0 upwards."""
+    known = np.sort(_positive(errors))
+    n_defined = max(int(np.count_nonzero(~np.isnan(errors))), 1)
+    return np.append(known[:1], known), np.arange(bool(len(known)) + len(known)) / n_defined
 
 
 def _log_bins(values: np.ndarray, n: int = 30) -> np.ndarray:
@@ -343,6 +350,7 @@ def _mark(axis: Axes, values: Mapping[str, float], pattern: str) -> None:
     for k, (name, value) in enumerate(values.items()):
         axis.axvline(value, color=INK, linewidth=1.0, linestyle=("--", ":")[k % 2],
                      label=f"{name} {pattern.format(value)}")  # fmt: skip
+    axis.margins(y=0.3)  # room for the legend
     axis.legend()
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Any, Literal
 import numpy as np
 
 from simlab.core.errors import ConfigError, SchemaError, StoreError
+from simlab.core.runs import publish
 from simlab.core.samples import Trajectory
 from simlab.core.surrogate import Surrogate
 
@@ -222,12 +222,7 @@ class Evaluation:
     def write(self, path: str | Path) -> Path:
         """Write :meth:`as_dict` as JSON; a reader sees the old file or the whole new one."""
         path = Path(path)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            part.write_text(json.dumps(self.as_dict(), allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        publish(path, json.dumps(self.as_dict(), allow_nan=False) + "\n")
         return path
 
     @classmethod

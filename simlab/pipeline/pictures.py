@@ -52,7 +52,10 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": "#52606d",
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
-    "legend.frameon": False,
+    "legend.frameon": True,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
+    "legend.fancybox": False,
     "legend.fontsize": 8.0,
     "lines.linewidth": 1.6,
     "axes.formatter.limits": (-3, 4),
@@ -247,7 +250,7 @@ def panels(
     titles.append("prediction - truth")
     if axes is None:
         axes = new_axes(
-            len(comparisons) * len(looks), len(titles), (3.5, 2.4) if flat else (2.9, 2.45)
+            len(comparisons) * len(looks), len(titles), (3.5, 2.4) if flat else (2.9, 2.2)
         )
     truths = [_magnitude(item.trajectory.outputs[field], spec) for item in comparisons]
     is_signed = _is_signed(truths)

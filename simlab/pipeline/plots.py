@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import logging
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
@@ -151,7 +152,7 @@ class _Album:
         """Save a figure and its numbers: columns as CSV, facts as JSON, arrays as NPZ."""
         figure = axes.flat[0].figure
         picture = io.BytesIO()
-        figure.savefig(picture, dpi=_DPI, format="png", facecolor="white")
+        figure.savefig(picture, dpi=_DPI, format="png", facecolor="white", bbox_inches="tight")
         numbers = []
         if columns is not None:
             numbers.append(f"{name}.csv")
@@ -164,7 +165,7 @@ class _Album:
             packed: dict[str, Any] = {key: value.astype("f4") for key, value in arrays.items()}
             np.savez_compressed(self._folder / numbers[-1], **packed)
         (self._folder / f"{name}.png").write_bytes(picture.getvalue())
-        width, height = (round(_DPI * inches) for inches in figure.get_size_inches())
+        width, height = struct.unpack(">II", picture.getvalue()[16:24])  # PNG's own header
         self._entries.append(
             {
                 "name": name,
@@ -275,7 +276,9 @@ def _comparison(
     trajectory = found[int(evaluation.indices[place])]
     prediction = {key: v[0] for key, v in surrogate.predict([trajectory.sample]).items()}
     error = evaluation.fields[name].errors[place]
-    return Comparison(f"{label}: #{trajectory.sample.index}\n{error:.2%}", trajectory, prediction)
+    return Comparison(
+        f"{label}: #{trajectory.sample.index}\n{100 * error:.3g} %", trajectory, prediction
+    )
 
 
 def _errors(album: _Album, evaluation: Evaluation) -> None:

@@ -163,7 +163,9 @@ class _Report:
         ranks = manifest.get("ranks")
         words = [
             self._dir.resolve().name,
-            f"started {manifest['created']}" if "created" in manifest else "",
+            f"started {str(manifest['created'])[:16].replace('T', ' ')}"
+            if "created" in manifest
+            else "",
             f"on {manifest['host']}" if "host" in manifest else "",
             f"{ranks} rank{'s' * (ranks != 1)}" if ranks else "",
         ]
@@ -198,7 +200,7 @@ class _Report:
             "written": time.strftime("%Y-%m-%d %H:%M"),
         }
 
-    def _cards(self, data: Any) -> list[dict[str, str]]:
+    def _cards(self, data: Any) -> list[dict[str, Any]]:
         cards = []
         fields = _section(self._evaluation, "fields")
         if fields:
@@ -208,9 +210,7 @@ class _Report:
             label = f"mean relative L2 error of {name} on test samples ({spread})"
             cards.append((_percent(rel["mean"]), label))
             if gain:
-                cards.append(
-                    (f"{_digits(gain)} times", "smaller error than predicting the mean output")
-                )
+                cards.append((f"{gain:.2g}x", "smaller error than predicting the mean output"))
         done, failed = self._campaign.get("done"), self._campaign.get("failed", 0)
         if done is None and data:
             done = data["n_done"]
@@ -227,10 +227,10 @@ class _Report:
         seconds = self._total_seconds()
         if seconds:
             cards.append((duration(seconds), "from start to end"))
-        size = self._campaign.get("bytes")
-        if size:
-            cards.append((_bytes(size), "of data written"))
-        return [{"value": value, "label": label} for value, label in cards]
+        return [
+            {"value": value, "label": label, "lead": "relative L2" in label}
+            for value, label in cards
+        ]
 
     def _total_seconds(self) -> float:
         spent = _section(self._manifest, "seconds")
@@ -321,7 +321,7 @@ class _Report:
         shape = " x ".join(map(str, schema.shape))
         words = [
             f"{sum(counts.values()):,} trajectories of {schema.name} on a grid of {shape} points, "
-            f"{len(schema.times)} time{'s' * (len(schema.times) > 1)} each, "
+            f"{f'{len(schema.times)} times each' if len(schema.times) > 1 else 'stationary'}, "
             f"{_bytes(status.n_bytes)} in {status.n_shards} shards."
         ]
         if waiting:
@@ -330,7 +330,7 @@ class _Report:
             words.append(f"{status.n_unsealed:,} are not sealed yet and not in what follows.")
         log = solver_log(store)
         solves = [
-            _row([name, *(_digits(v) for v in np.quantile(known, _SHARES))])
+            _row([name, *map(_number, np.quantile(known, _SHARES))])
             for name, values in (
                 ("iterations", log.iterations),
                 ("true residual", log.residuals),
@@ -364,7 +364,7 @@ class _Report:
         n = max(self._campaign.get("failed", 0), len(failures))
         shown = [_row([str(f["index"]), f["reason"]]) for f in failures[:_N_FAILURES]]
         more = f" The first {len(shown)} are listed." if n > len(shown) else ""
-        text = f"{n} samples failed and are in no split; the rest is unaffected.{more}"
+        text = f"{n} sample{'s' * (n != 1)} failed, in no split; the rest is unaffected.{more}"
         return {"rows": shown, "text": text}
 
     def _training(self) -> dict[str, Any]:
@@ -440,16 +440,16 @@ class _Report:
             both = "campaign" in self._manifest and "train" in self._manifest
             note = "Wall time of each phase."
             if both:
-                note += " Solvers and trainer may work side by side, so phases may overlap."
-            found.append({"title": "Phases of the run", "note": note, "parts": _parts(phases)})
+                note += " Solvers and trainer may work side by side."
+            found.append(_timing("Phases of the run", note, phases, lanes=both))
         seconds = _section(self._campaign, "seconds")
         if seconds:
             note = "Wall seconds of this campaign's latest start, summed over solver groups."
-            found.append({"title": "Solvers", "note": note, "parts": _parts(seconds)})
+            found.append(_timing("Solvers", note, seconds))
         train = self._trainer_seconds()
         if train:
             note = "Wall time of the trainer since its first batch."
-            found.append({"title": "Trainer", "note": note, "parts": _parts(train)})
+            found.append(_timing("Trainer", note, train))
         return found
 
     def _trainer_seconds(self) -> dict[str, float]:
@@ -530,13 +530,22 @@ def _row(cells: Sequence[str], style: str = "") -> dict[str, Any]:
     return {"cells": cells, "style": style}
 
 
-def _parts(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    total = sum(seconds.values()) or 1.0
-    return [
-        {"name": name, "weight": f"{value / total:.5f}", "text": duration(value)}
-        | {"share": f"{value / total:.0%}"}
+def _timing(
+    title: str, note: str, seconds: Mapping[str, float], *, lanes: bool = False
+) -> dict[str, Any]:
+    """Return one bar of parts, or with ``lanes`` a bar for each, longest first."""
+    total, longest = sum(seconds.values()) or 1.0, max(seconds.values()) or 1.0
+    parts = [
+        {
+            "name": name,
+            "weight": f"{value / total:.5f}",
+            "width": f"{value / longest:.2%}",
+            "text": duration(value),
+            "share": f"{value / total:.0%}",
+        }
         for name, value in sorted(seconds.items(), key=lambda item: -item[1])
     ]
+    return {"title": title, "note": note, "parts": parts, "lanes": lanes}
 
 
 def _big(value: float | None) -> float:
@@ -553,6 +562,11 @@ def _digits(value: float) -> str:
     if value == 0 or not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3g}"
     return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
+
+
+def _number(value: float) -> str:
+    """Write whole numbers whole, others with three digits."""
+    return f"{value:,.0f}" if value == round(value) else _digits(value)
 
 
 def _components(values: np.ndarray) -> str:
@@ -573,7 +587,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, float):
-        return _digits(value)
+        return f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         words = [_text(item) for item in value]
         return ", ".join(words[:12]) + (f", ... ({len(words)})" if len(words) > 12 else "")

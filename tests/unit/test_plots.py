@@ -228,12 +228,12 @@ def test_the_running_median_ignores_spikes_and_missing_values():
     np.testing.assert_array_equal(curves._running_median(values, 5), np.ones(21))
 
 
-def test_the_distribution_counts_undefined_and_infinite_errors_in_its_denominator():
-    errors = np.array([0.1, 0.2, 0.3, np.inf])
+def test_the_distribution_counts_infinite_errors_and_leaves_out_undefined_ones():
+    errors = np.array([0.3, np.nan, 0.1, 0.2, np.inf])
     axis = curves.error_distribution({"u": errors}, {"u": np.ones(4)})
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.25, 0.5, 0.75])
-    labels = axis.get_legend_handles_labels()[1]
-    assert labels == ["u", "u: mean output"]
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [0.1, 0.1, 0.2, 0.3])
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.0, 0.25, 0.5, 0.75])
+    assert axis.get_legend_handles_labels()[1] == ["u", "u: mean output"]
     quantiles = [tuple(float(v[0]) for v in line.get_data()) for line in axis.lines[1:-1]]
     assert quantiles == [(0.2, 0.5)]  # p95 and p99 are infinite: no dot is drawn
 
