@@ -95,27 +95,24 @@ def check_packages() -> list[Finding]:
 def check_mpi(timeout: float = 60.0) -> list[Finding]:
     """Compare the MPI library that mpi4py loads with the launcher on the path."""
     found = _probe("mpi", timeout)
-    if "error" in found:
-        return [Finding("MPI library", found["error"], "fault", _SETUP)]
-    library = found["library"]
-    findings = [Finding("MPI library", library)]
+    library = found.get("library", "the MPI library")
+    findings = [
+        Finding("MPI library", found["error"], "fault", _SETUP)
+        if "error" in found
+        else Finding("MPI library", library)
+    ]
     command = environment.read("SIMLAB_MPIRUN", "mpirun").split()[0]
     path = shutil.which(command)
     if path is None:
-        remedy = f"install the launcher of {library} (Debian: openmpi-bin), or put its directory "
-        return [
-            *findings,
-            Finding(
-                "MPI launcher",
-                f"no {command} on the path",
-                "fault",
-                remedy + "on PATH, or set SIMLAB_MPIRUN",
-            ),
-        ]
+        remedy = (
+            f"install the launcher of {library} (Debian: openmpi-bin), or put its directory on "
+            "PATH, or set SIMLAB_MPIRUN; Open MPI wants it even for one process"
+        )
+        return [*findings, Finding("MPI launcher", f"no {command} on the path", "fault", remedy)]
     _, text = _run([path, "--version"], timeout)
     launcher = _launcher_version(text)
     value = f"{launcher or 'unknown'} at {path}"
-    if launcher and _family(launcher) == _family(library):
+    if launcher and ("error" in found or _family(launcher) == _family(library)):
         findings.append(Finding("MPI launcher", value))
     elif launcher:
         findings.append(

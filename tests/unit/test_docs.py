@@ -29,7 +29,8 @@ def words_of(command):
     pattern = re.compile(rf"(?:^|[`\s/]){command} ([a-z]+)\b", re.MULTILINE)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        code = [body for _, body in FENCE.findall(text)] + re.findall(r"`([^`\n]+)`", text)
+        code = [body for language, body in FENCE.findall(text) if language == "bash"]
+        code += re.findall(r"`([^`\n]+)`", text)
         for piece in code:
             for line in piece.splitlines():
                 for word in pattern.findall(line.split("#")[0]):

@@ -192,4 +192,4 @@ def test_verb_prints_json_and_its_exit_code_tells(tmp_path):
     answer = json.loads(ill.stdout)
     faults = {f["name"] for f in answer["findings"] if f["state"] == "fault"}
     assert answer["ok"] is False
-    assert faults == {"MPI launcher", "handshake"}
+    assert {"MPI launcher", "handshake"} <= faults
