@@ -96,8 +96,7 @@ def test_every_module_was_found():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_import_is_light(module, wanted):
-    is_network = module.startswith("simlab.learn.") and module not in BROUGHT_ALONG = {"annotated-types", "cycler"}  # the vocabulary of pydantic and of matplotlib
-TORCH_FREE_IN_LEARN
+    is_network = module.startswith("simlab.learn.") and module not in TORCH_FREE_IN_LEARN
     assert set(wanted[module]) <= ({"torch", "neuralop"} if is_network else set())
 
 
