@@ -262,11 +262,15 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _check_threshold(threshold: int, capacity: int) -> None:
-    if threshold >= capacity:
+def _threshold(given: int | None, capacity: int) -> int:
+    """Return the threshold in force: a quarter of the capacity, at most 100, when none is given."""
+    if given is None:
+        return min(100, capacity // 4)
+    if given >= capacity:
         raise ConfigError(
-            f"threshold = {threshold} is not below capacity = {capacity}: no batch would ever start"
+            f"threshold = {given} is not below capacity = {capacity}: no batch would ever start"
         )
+    return given
 
 
 @buffers.register("fifo")
@@ -285,14 +289,15 @@ class FIRO:
     """First in, random out: each item once, drawn once more than ``threshold`` are there."""
 
     capacity: int = Field(2000, ge=1)
-    threshold: int = Field(100, ge=0)
+    threshold: int | None = Field(None, ge=0)
 
     def __post_init__(self) -> None:
-        _check_threshold(self.threshold, self.capacity)
+        _threshold(self.threshold, self.capacity)
 
     def build(self, row_size: int, seed: int) -> Buffer:
         """Return an empty buffer."""
-        return _FIRO(self.capacity, self.threshold, row_size, seed)
+        threshold = _threshold(self.threshold, self.capacity)
+        return _FIRO(self.capacity, threshold, row_size, seed)
 
 
 @buffers.register("reservoir")
@@ -304,15 +309,17 @@ class Reservoir:
     capacity : int
         Items held; one item is one step of one trajectory.
     threshold : int
-        Items that must be there before the first batch.
+        Items that must be exceeded before the first batch; a quarter of the capacity, at most 100,
+        when left out.
     """
 
     capacity: int = Field(2000, ge=1)
-    threshold: int = Field(100, ge=0)
+    threshold: int | None = Field(None, ge=0)
 
     def __post_init__(self) -> None:
-        _check_threshold(self.threshold, self.capacity)
+        _threshold(self.threshold, self.capacity)
 
     def build(self, row_size: int, seed: int) -> Buffer:
         """Return an empty buffer."""
-        return _Reservoir(self.capacity, self.threshold, row_size, seed)
+        threshold = _threshold(self.threshold, self.capacity)
+        return _Reservoir(self.capacity, threshold, row_size, seed)

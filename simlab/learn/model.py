@@ -174,11 +174,11 @@ class Model:
         try:
             facts = json.loads((directory / "model.json").read_text(encoding="utf-8"))
             tensors = torch.load(directory / "model.pt", weights_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a torn file makes torch raise almost anything
             raise StoreError(f"{directory} holds no model that can be read: {error}") from error
-        if facts["format"] != _FORMAT:
+        if facts.get("format") != _FORMAT:
             raise StoreError(
-                f"{directory}: model format {facts['format']}, this version reads {_FORMAT}"
+                f"{directory}: model format {facts.get('format')}, this version reads {_FORMAT}"
             )
         model = cls(build(TrainSettings, facts["settings"]), Schema.from_json(facts["schema"]))
         try:

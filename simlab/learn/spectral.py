@@ -11,8 +11,10 @@ k = n/2, else 2. A complex matrix is a real one with 2 x 2 blocks [[re, im], [-i
 products are far faster than complex ones on a CPU. Cost per layer: O(B C N m) for N grid points,
 against O(B C N log N) that runs at memory speed.
 
-Parameters and their names are those of ``neuralop.layers.spectral_convolution.SpectralConv``, whose
-own forward pass serves grids with fewer points than modes.
+Parameters and their names are those of ``neuralop.layers.spectral_convolution.SpectralConv``. Where
+the two differ: an axis (but the last) with an odd number of points. There neuraloperator 2.0 shifts
+frequencies back with ``fftshift`` in place of ``ifftshift``, so that a constant comes out as a wave
+and a network trained on an even grid fails on an odd one; here frequencies stay what they are.
 """
 
 from __future__ import annotations
@@ -59,16 +61,25 @@ def _last_axis(n: int, m: int) -> tuple[torch.Tensor, torch.Tensor]:
     return forward.float().contiguous(), back.float().contiguous()
 
 
+def _on_grid(weight: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
+    """Leave out the modes that a grid has no points for."""
+    for axis, n in enumerate(grid[:-1], start=2):
+        m = weight.shape[axis]
+        if n < m:
+            weight = weight.narrow(axis, m // 2 - n // 2, n)
+    return weight[..., : grid[-1] // 2 + 1]
+
+
 class MatrixSpectralConv(SpectralConv):
     """A spectral convolution that computes only the modes it keeps."""
 
     def forward(self, x: torch.Tensor, output_shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """Return the convolution of ``x`` (B, C, *grid), float32, on the same grid."""
-        weight = self.weight.to_tensor()
-        modes, grid, d = tuple(weight.shape[2:]), tuple(x.shape[2:]), x.ndim - 2
-        has_room = all(m <= n for m, n in zip(modes, (*grid[:-1], grid[-1] // 2 + 1), strict=True))
-        if output_shape is not None or not has_room:
-            return super().forward(x, output_shape)
+        if output_shape is not None:
+            raise ValueError("MatrixSpectralConv does not resample: output_shape must be None")
+        grid, d = tuple(x.shape[2:]), x.ndim - 2
+        weight = _on_grid(self.weight.to_tensor(), grid)
+        modes = tuple(weight.shape[2:])
         b, c, o = len(x), self.in_channels, self.out_channels
         forward, back = (matrix.to(x) for matrix in _last_axis(grid[-1], modes[-1]))
         z = (x.reshape(-1, grid[-1]) @ forward).reshape(b, c, *grid[:-1], modes[-1], 2)

@@ -177,12 +177,15 @@ class FollowedStream:
         self._is_complete = self._is_exhausted = False
 
     def poll(self, at_most: int) -> list[Item]:
-        """Return the items among the next ``at_most`` events of the store."""
-        events, self._position = self._store.follow(self._position, at_most)
-        if not events:  # complete is asked before the last look, so nothing slips in between
-            self._is_exhausted = self._is_complete
-            self._is_complete = self._is_complete or self._store.is_complete()
-        items = [item for event in events if (item := self._take(event)) is not None]
+        """Return the items among the next events, ``at_most`` at a time until there are any."""
+        items: list[Item] = []
+        while not items:
+            events, self._position = self._store.follow(self._position, at_most)
+            if not events:  # complete is asked before the last look, so nothing slips in between
+                self._is_exhausted = self._is_complete
+                self._is_complete = self._is_complete or self._store.is_complete()
+                break
+            items = [item for event in events if (item := self._take(event)) is not None]
         self._n_items += len(items)
         return items
 

@@ -1,0 +1,253 @@
+"""Every registered network: shapes, gradients, overfitting, resolution, settings as tables."""
+
+import tomllib
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from learn_helpers import bare_schema, field_schema, heat_schema, trajectories
+
+from simlab.core.config import as_table
+from simlab.core.errors import ConfigError
+from simlab.learn.encoding import Encoding
+from simlab.learn.operators import FNO, MLP, DeepONet, Operator, operators
+from simlab.learn.settings import TrainSettings
+from simlab.learn.stream import MemoryStream
+from simlab.learn.trainer import Trainer
+from simlab.store.schema import Axis, FieldSpec, Schema
+
+KINDS = sorted(operators.kinds())
+SCHEMAS = {"field": field_schema, "heat": heat_schema, "line": bare_schema}
+SMALL = {"fno": {"modes": 8, "width": 12, "layers": 2}}
+
+
+def small(kind):
+    return operators.build({"kind": kind, **SMALL.get(kind, {})})
+
+
+def learnable(kind):
+    """Return the schemas this kind does not refuse."""
+    found = []
+    for name, make in SCHEMAS.items():
+        try:
+            small(kind).check(make())
+        except ConfigError:
+            continue
+        found.append(name)
+    return found
+
+
+PAIRS = [(kind, name) for kind in KINDS for name in learnable(kind)]
+
+
+def inputs_for(schema, batch=3, seed=811):
+    encoding = Encoding(schema)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    return (
+        draw(batch, encoding.n_parameters),
+        draw(batch, encoding.n_inputs, *schema.shape),
+        draw(batch, encoding.n_time),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_the_protocol(kind):
+    assert isinstance(small(kind), Operator)
+    assert learnable(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_toml_round_trip(kind):
+    text = tomli_w.dumps(as_table(small(kind)))
+    assert operators.build(tomllib.loads(text)) == small(kind)
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_shape_and_gradient(kind, name):
+    schema = SCHEMAS[name]()
+    network = small(kind).build(schema)
+    made = network(*inputs_for(schema))
+    assert made.shape == (3, Encoding(schema).n_outputs, *schema.shape)
+    assert made.dtype == torch.float32
+    torch.square(made - 1.0).mean().backward()
+    for weight_name, weight in network.named_parameters():
+        assert weight.grad is not None, weight_name
+        assert torch.isfinite(torch.view_as_real(weight.grad.to(torch.complex64))).all()
+        assert weight.grad.abs().max() > 0, weight_name
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_items_of_a_batch_do_not_mix(kind, name):
+    schema = SCHEMAS[name]()
+    network = small(kind).build(schema).eval()
+    inputs = inputs_for(schema, batch=4)
+    with torch.no_grad():
+        together = network(*inputs)
+        alone = torch.cat([network(*(part[i : i + 1] for part in inputs)) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_overfits_four_samples(kind, name):
+    schema = SCHEMAS[name]()
+    data = trajectories(schema, 4)
+    losses = []
+    settings = TrainSettings(
+        operator=small(kind), batch=4, n_batches=200, learning_rate=5e-3, log_every=1, threads=1
+    )
+    trainer = Trainer(settings, schema, observers=[lambda _, **v: losses.append(v["loss"])])
+    trainer.run(MemoryStream(data, schema, 7))
+    assert np.mean(losses[-10:]) < 0.1 * losses[0]
+    assert trainer.model.errors(data).max() < 0.1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mlp"])
+def test_resolution_can_change(kind):
+    """Cell averages of the answer on a grid twice as fine agree with the coarse answer."""
+
+    def fields_on(n):
+        x = (torch.arange(n) + 0.5) / n
+        waves = [torch.sin(2 * torch.pi * (x[:, None] * (i + 1) + x[None] * i)) for i in range(3)]
+        return torch.stack(waves)[:, None]
+
+    coarse = field_schema(32)
+    network = small(kind).build(coarse).eval()
+    parameters, _, time = inputs_for(coarse)
+    with torch.no_grad():
+        low = network(parameters, fields_on(32), time)
+        high = network(parameters, fields_on(64), time)
+    assert high.shape[2:] == (64, 64)
+    averaged = torch.nn.functional.avg_pool2d(high, 2)
+    assert (averaged - low).norm() < 0.05 * (low - low.mean()).norm()
+
+
+def test_mlp_is_tied_to_scalars():
+    with pytest.raises(
+        ConfigError, match=r"'mlp' learns from scalar parameters only.* a; use 'fno'"
+    ):
+        MLP().build(field_schema())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_to_learn_from_is_refused(kind):
+    schema = Schema("empty", (Axis("x", (0.0, 0.5, 1.0)),), (FieldSpec("u"),))
+    with pytest.raises(ConfigError, match="no parameter"):
+        small(kind).check(schema)
+
+
+def test_fno_modes_fit_the_grid():
+    assert FNO(modes=12).modes_along(field_schema(8)) == (8, 8)
+    assert FNO(modes=(4, 6)).modes_along(field_schema(8)) == (4, 6)
+    with pytest.raises(ConfigError, match="modes: 3 numbers for a grid of 2 dimensions"):
+        FNO(modes=(4, 4, 4)).check(field_schema(8))
+
+
+def test_fno_in_three_dimensions():
+    schema = field_schema(6, dims=3)
+    made = FNO(modes=4, width=6, layers=2).build(schema)(*inputs_for(schema))
+    assert made.shape == (3, 1, 6, 6, 6)
+
+
+def test_deeponet_sees_its_input_fields():
+    schema = field_schema(16)
+    network = DeepONet().build(schema)
+    parameters, fields, time = inputs_for(schema)
+    with torch.no_grad():
+        assert not torch.allclose(
+            network(parameters, fields, time), network(parameters, -fields, time)
+        )
+
+
+def low_pass(layer, x):
+    """What a spectral layer is: full transform, a channel matrix for each kept mode, and back."""
+    grid, d = x.shape[2:], x.ndim - 2
+    weight = next(p for p in layer.parameters() if p.is_complex()).detach().numpy()
+    transformed = np.fft.fftn(x.detach().numpy(), axes=range(2, 2 + d))
+    made = np.zeros((len(x), weight.shape[1], *grid), dtype=complex)
+    for index in np.ndindex(*weight.shape[2:]):
+        k = [i - m // 2 for i, m in zip(index[:-1], weight.shape[2:-1], strict=True)] + [index[-1]]
+        leading = zip(k[:-1], grid[:-1], strict=True)
+        if all(-(n // 2) <= j < n - n // 2 for j, n in leading) and 2 * k[-1] <= grid[-1]:
+            twice = 1 if k[-1] == 0 or 2 * k[-1] == grid[-1] else 2
+            at = (slice(None), slice(None), *k)
+            made[at] = twice * transformed[at] @ weight[(slice(None), slice(None), *index)]
+    return np.fft.ifftn(made, axes=range(2, 2 + d)).real + layer.bias.detach().numpy()
+
+
+GRIDS = [
+    ((24,), (9,)),
+    ((16, 16), (8, 8)),
+    ((15, 12), (7, 12)),
+    ((13, 9), (13, 9)),
+    ((8, 6, 10), (8, 6, 10)),
+    ((8, 8), (12, 12)),
+    ((9, 7), (12, 12)),
+]
+
+
+@pytest.mark.parametrize(("grid", "modes"), GRIDS)
+def test_spectral_layer_by_definition(grid, modes):
+    from simlab.learn.spectral import MatrixSpectralConv
+
+    torch.manual_seed(5501)
+    layer, x = MatrixSpectralConv(3, 4, modes), torch.randn(2, 3, *grid)
+    with torch.no_grad():
+        np.testing.assert_allclose(layer(x).numpy(), low_pass(layer, x), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("grid", "modes"), [pair for pair in GRIDS if pair[0][0] % 2 == 0])
+def test_spectral_layer_is_neuraloperators(grid, modes):
+    """The same map and the same gradients, to rounding, where theirs is right."""
+    from neuralop.layers.spectral_convolution import SpectralConv
+
+    from simlab.learn.spectral import MatrixSpectralConv
+
+    torch.manual_seed(5501)
+    theirs = SpectralConv(3, 4, modes)
+    ours = MatrixSpectralConv(3, 4, modes)
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for layer in (theirs, ours):
+        torch.manual_seed(17)
+        x = torch.randn(2, 3, *grid, requires_grad=True)
+        y = layer(x)
+        (y * torch.randn(y.shape)).sum().backward()
+        weight = next(p for p in layer.parameters() if p.is_complex())
+        results.append((y.detach(), x.grad, torch.view_as_real(weight.grad), layer.bias.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_pointwise_products_are_convolutions():
+    from simlab.learn.spectral import with_matrix_products
+
+    torch.manual_seed(5507)
+    for bias in (True, False):
+        network = torch.nn.Sequential(torch.nn.Conv1d(3, 5, 1, bias=bias), torch.nn.GELU())
+        x = torch.randn(4, 3, 11)
+        before, names = network(x), list(network.state_dict())
+        changed = with_matrix_products(network)
+        assert type(changed[0]) is not torch.nn.Conv1d
+        assert list(changed.state_dict()) == names
+        torch.testing.assert_close(changed(x), before)
+
+
+def test_encoding_round_trip():
+    schema = heat_schema()
+    encoding, trajectory = Encoding(schema), trajectories(heat_schema(), 1)[0]
+    rows = encoding.rows(trajectory)
+    parts = encoding.split(rows)
+    assert rows.shape == (4, encoding.row_size)
+    np.testing.assert_array_equal(parts.time[:, 0], np.float32(trajectory.times))
+    names = list(schema.parameters)
+    np.testing.assert_array_equal(
+        parts.parameters[2], np.float32([trajectory.sample.parameters[n] for n in names])
+    )
+    fields = encoding.decode(parts.outputs)
+    for name, values in trajectory.outputs.items():
+        np.testing.assert_array_equal(fields[name], values)

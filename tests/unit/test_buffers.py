@@ -1,0 +1,212 @@
+"""Buffers: what they may drop, what they hand out, how evenly, and what their state holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from scipy.stats import chisquare
+
+from simlab.core.config import as_table
+from simlab.core.errors import ConfigError
+from simlab.learn.buffers import FIFO, FIRO, Reservoir, buffers
+
+KINDS = sorted(buffers.kinds())
+
+
+def row(number):
+    return np.array([number, -number], dtype=np.float32)
+
+
+def numbers(batch):
+    assert np.array_equal(batch[:, 1], -batch[:, 0])
+    return batch[:, 0].astype(int).tolist()
+
+
+def make(kind, capacity=8, seed=3301, **more):
+    return buffers.build({"kind": kind, "capacity": capacity, **more}).build(2, seed)
+
+
+class ReservoirLaw(RuleBasedStateMachine):
+    """Any sequence of puts and gets, against a model that knows what was put and what was seen."""
+
+    @initialize(capacity=st.integers(1, 9), threshold=st.integers(0, 4), seed=st.integers(0, 999))
+    def build(self, capacity, threshold, seed):
+        self.threshold = min(threshold, capacity - 1)
+        settings = Reservoir(capacity=capacity, threshold=self.threshold)
+        self.buffer = settings.build(2, seed)
+        self.unseen, self.seen, self.n = set(), set(), 0
+        self.finished = False
+
+    @rule()
+    def put(self):
+        accepted = self.buffer.put(row(self.n))
+        assert accepted == (len(self.unseen) < self.buffer.capacity)
+        if accepted:
+            self.unseen.add(self.n)
+        self.n += 1
+
+    @rule(size=st.integers(1, 6))
+    def get(self, size):
+        held = len(self.buffer)
+        batch = self.buffer.get(size)
+        if held == 0 or (held <= self.threshold and not self.finished):
+            assert batch is None
+            return
+        drawn = numbers(batch)
+        assert len(drawn) == len(set(drawn)) == min(size, held)
+        assert set(drawn) <= self.unseen | self.seen
+        self.seen |= set(drawn)
+        self.unseen -= set(drawn)
+
+    @rule()
+    def finish(self):
+        self.buffer.finish()
+        self.finished = True
+
+    @invariant()
+    def no_unseen_item_is_lost(self):
+        if hasattr(self, "buffer"):
+            assert self.buffer.n_unseen == len(self.unseen)
+            assert self.buffer.n_seen == len(self.buffer) - len(self.unseen)
+            assert self.buffer.n_put == len(self.unseen) + len(self.seen)
+            assert len(self.buffer) <= self.buffer.capacity
+
+    def teardown(self):
+        if hasattr(self, "buffer") and len(self.buffer):
+            self.buffer.finish()
+            for _ in range(2000):
+                if not self.unseen:
+                    break
+                self.get(3)
+            assert not self.unseen  # everything accepted was drawn at least once
+
+
+TestReservoirLaw = ReservoirLaw.TestCase
+TestReservoirLaw.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_reservoir_picks_uniformly():
+    buffer = make("reservoir", capacity=50, threshold=0)
+    for number in range(50):
+        buffer.put(row(number))
+    while buffer.n_unseen:
+        buffer.get(7)
+    counts = np.zeros(50)
+    for _ in range(4000):
+        np.add.at(counts, numbers(buffer.get(12)), 1)
+    assert chisquare(counts).pvalue > 1e-3
+
+
+def test_reservoir_repeats_as_the_rates_say():
+    """In steady state each item is drawn get/put times on average, whatever its place in time."""
+    buffer, ratio, counts = make("reservoir", capacity=100, threshold=0), 4, np.zeros(4000)
+    for number in range(4000):
+        assert buffer.put(row(number))
+        if number >= 50:
+            np.add.at(counts, numbers(buffer.get(ratio)), 1)
+    steady = counts[300:3200]
+    error = 3 * steady.std() / np.sqrt(len(steady))
+    assert abs(steady.mean() - ratio) < error + 1e-9
+
+
+def test_fifo_keeps_order_and_hands_out_once():
+    buffer = make("fifo", capacity=5)
+    assert [buffer.put(row(i)) for i in range(7)] == [True] * 5 + [False] * 2
+    assert numbers(buffer.get(3)) == [0, 1, 2]
+    assert buffer.put(row(7))
+    assert numbers(buffer.get(9)) == [3, 4, 7]
+    assert buffer.get(1) is None
+
+
+@given(st.integers(2, 20), st.integers(1, 5), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_firo_hands_out_each_item_once(n, size, seed):
+    buffer = make("firo", capacity=20, seed=seed, threshold=n - 1)
+    for i in range(n - 1):
+        buffer.put(row(i))
+    assert buffer.get(1) is None  # not above the threshold
+    buffer.put(row(n - 1))
+    drawn = numbers(buffer.get(size))
+    buffer.finish()
+    while (batch := buffer.get(size)) is not None:
+        drawn += numbers(batch)
+    assert sorted(drawn) == list(range(n))
+
+
+def test_firo_mixes():
+    buffer = make("firo", capacity=100, threshold=0)
+    for i in range(100):
+        buffer.put(row(i))
+    assert numbers(buffer.get(100)) != list(range(100))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.lists(st.integers(0, 4), max_size=60), st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_state_round_trip(kind, actions, cut):
+    """A buffer restored at any moment goes on exactly like the one it was taken from."""
+
+    def play(buffer, steps, number):
+        out = []
+        for step in steps:
+            if step == 0:
+                out.append(buffer.get(3))
+            else:
+                out.append(buffer.put(row(number)))
+                number += 1
+        return out, number
+
+    one, two = make(kind), make(kind)
+    _, number = play(one, actions[:cut], 0)
+    two.load_state_dict(one.state_dict())
+    first, _ = play(one, actions[cut:], number)
+    second, _ = play(two, actions[cut:], number)
+    for a, b in zip(first, second, strict=True):
+        assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b
+    assert (one.n_put, one.n_got, len(one)) == (two.n_put, two.n_got, len(two))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_put_copies_and_get_copies(kind):
+    buffer, values = make(kind, capacity=4), row(5)
+    buffer.put(values)
+    values[:] = 0
+    buffer.finish()
+    batch = buffer.get(1)
+    assert numbers(batch) == [5]
+    batch[:] = 7
+    buffer.put(row(6))
+    later = buffer.get(4)
+    assert 7 not in later
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_settings_round_trip(kind):
+    settings = buffers.build({"kind": kind, "capacity": 300})
+    assert buffers.build(as_table(settings)) == settings
+
+
+def test_seed_decides():
+    def draws(seed):
+        buffer = make("reservoir", capacity=100, seed=seed)
+        for i in range(100):
+            buffer.put(row(i))
+        return [numbers(buffer.get(5)) for _ in range(4)]
+
+    assert draws(71) == draws(71)
+    assert draws(71) != draws(72)
+
+
+@pytest.mark.parametrize("cls", [FIRO, Reservoir])
+def test_threshold_must_leave_room(cls):
+    with pytest.raises(
+        (ConfigError, ValueError), match="threshold = 20 is not below capacity = 20"
+    ):
+        cls(capacity=20, threshold=20)
+
+
+def test_retains_says_what_is_never_lost():
+    assert make("reservoir", capacity=8).retains(8)
+    assert not make("reservoir", capacity=8).retains(9)
+    assert not FIFO(capacity=8).build(2, 1).retains(1)
