@@ -284,7 +284,7 @@ class FastState:
         run.iterations += other.iterations
         run.operator_applies += other.operator_applies
         run.pc_applies += other.pc_applies
-        return f"both scalings tried, {self.scaling} kept ({self._usual} iterations)"
+        return f"scalings compared: {self.scaling} is better ({self._usual} iterations)"
 
     def _largest_jump(self) -> float:
         """Return the largest ratio of ``D`` in neighbouring cells, 1 when it is constant."""

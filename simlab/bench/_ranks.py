@@ -1,0 +1,55 @@
+"""One measurement of sample-parallel speed, started under ``mpirun`` by a bench.
+
+Every rank walks its own samples (weak scaling): draw, assemble, solve with ``auto``. Prints the
+slowest rank's wall and CPU seconds after the pilot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+from simlab.core.comm import self_comm, world
+from simlab.linalg.system import solvers
+from simlab.problems.family import families
+
+__all__ = ["main"]
+
+_WARM_UP = 5  # samples before the clock starts; the pilot is among them
+
+
+def main() -> None:
+    """Measure and print one line of JSON on rank 0."""
+    parser = argparse.ArgumentParser(prog="simlab.bench._ranks")
+    parser.add_argument("--cells", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=100)
+    words = parser.parse_args()
+    comm = world()
+    family = families.build({"kind": "darcy", "cells": words.cells})
+    solver = solvers.build("auto")
+    workspace, state = family.setup(self_comm()), None
+    first = comm.rank * (words.samples + _WARM_UP)
+
+    def walk(start: int, n: int, state: Any) -> Any:
+        for index in range(start, start + n):
+            system = family.assemble(family.space.sample(1, 90217, index)[0], workspace)
+            state = state or solver.init(system)
+            result, state = solver.solve(system, state)
+            result.report.check()
+        return state
+
+    state = walk(first, _WARM_UP, state)
+    comm.Barrier()
+    wall, cpu = time.perf_counter(), time.process_time()
+    walk(first + _WARM_UP, words.samples, state)
+    mine = time.perf_counter() - wall, time.process_time() - cpu
+    everyone = comm.gather(mine)
+    if everyone is not None:
+        wall, cpu = (max(times) for times in zip(*everyone, strict=True))
+        print(json.dumps({"ranks": comm.size, "wall": wall, "cpu": cpu}))
+
+
+if __name__ == "__main__":
+    main()
