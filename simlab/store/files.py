@@ -19,15 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from simlab.core.errors import StoreError
+from simlab.core.errors import SimlabError, StoreError
 
 __all__ = [
     "FOREIGN_PATIENCE",
     "is_alive",
     "locked",
+    "mark_alive",
     "process_id",
     "publish",
     "rename",
+    "reported",
     "sync",
     "sync_directory",
     "truncate",
@@ -41,6 +43,19 @@ FOREIGN_PATIENCE = 300.0
 _IOV_MAX = 512
 _counter = itertools.count()
 _living: set[str] = set()
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turn what the system says about files into a StoreError that names the store."""
+    try:
+        yield
+    except SimlabError:
+        raise
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {error.strerror or error} ({error.filename or 'data'})"
+        ) from error
 
 
 def write_all(fd: int, buffers: Sequence[bytes | memoryview]) -> int:

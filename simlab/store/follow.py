@@ -77,7 +77,8 @@ class Position:
     manifest : mapping of str to int
         Bytes of each manifest file up to which retired segments were dealt with.
     segments : mapping of str to int
-        Bytes read of each segment not retired yet.
+        Bytes read of each segment. Kept after it is retired, in case that line of the manifest is
+        lost to a damaged disk and written again.
     open : mapping of int to (attempt, next step, segment)
         Trajectories that have begun and not ended.
     attempts : mapping of int to int
@@ -235,7 +236,6 @@ class _Walk:
             attempt = self._open.pop(traj)[0]
             failed = self._store.catalogue.failed.get(traj, (0, ""))[0] == attempt
             yield End(traj, attempt, "failed" if failed else "abandoned")
-        self._segments.pop(segment, None)
 
     def _row(self, segment: str, end: int, name: str, split: str, row: int) -> Iterator[Event]:
         files = self._store.files

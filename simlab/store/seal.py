@@ -2,9 +2,9 @@
 
 Sealing one batch of segments:
 
-1. write ``inflight/x.h5.part``; its attribute ``n_trajectories`` comes last;
-2. close it, open it again, hold every value against the CRC its record had in the segment;
-3. sync the file, rename it to ``data/<split>/x.h5``, sync the directory;
+1. write ``inflight/x.h5.part`` and sync it; its attribute ``n_trajectories`` comes last;
+2. open it again, hold every value against the CRC its record had in the segment;
+3. rename it to ``data/<split>/x.h5``, sync the directory;
 4. append its manifest line and sync: the commit point;
 5. append a ``retired`` line for each segment whose trajectories are all sealed, and unlink it.
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from simlab.core.errors import StoreError
 from simlab.store import files, shards
 from simlab.store.inflight import SegmentState
-from simlab.store.manifest import trim_torn
+from simlab.store.manifest import blank_damaged, trim_torn
 from simlab.store.records import STEP_BODY, Kind, has_record_after, scan
 from simlab.store.shards import Row
 
@@ -122,7 +122,8 @@ def harvest(fd: int, name: str) -> _Harvest:
 def seal(store: SnapshotStore, *, final: bool, shard_bytes: int = SHARD_BYTES) -> list[str]:
     """Seal what can be sealed; return the names of new shards below ``data/``."""
     made: list[str] = []
-    with _exclusive(store, wait=_WAIT_SECONDS if final else 0.0) as is_held:
+    wait = _WAIT_SECONDS if final else 0.0
+    with files.reported(store.path), _exclusive(store, wait=wait) as is_held:
         if not is_held:
             if final:
                 raise StoreError(f"{store.path}: another process has been sealing for minutes")
@@ -137,9 +138,12 @@ def seal(store: SnapshotStore, *, final: bool, shard_bytes: int = SHARD_BYTES) -
 def recover(store: SnapshotStore) -> RecoverReport:
     """Put right what a crash left behind; live writers are not touched."""
     report = RecoverReport()
-    with _exclusive(store, wait=_WAIT_SECONDS) as is_held:
+    with files.reported(store.path), _exclusive(store, wait=_WAIT_SECONDS) as is_held:
         if not is_held:
             raise StoreError(f"{store.path}: another process has been sealing for minutes")
+        for name in blank_damaged(store.path / "manifest", store.path / "quarantine"):
+            report.quarantined.append(name)
+        store.catalogue.damaged.clear()
         _tidy(store, report)
         for name in list(store.inflight.segments):
             if not store.inflight.is_writable(name):
@@ -223,12 +227,14 @@ def _recover_segment(store: SnapshotStore, state: SegmentState, report: RecoverR
         size = os.fstat(fd).st_size
         for row in found.abandoned:
             report.abandoned[row.traj] = len(row.steps)
+        if found.is_damaged:
+            _keep_head(store, path, found.end)
+            report.quarantined.append(state.name)
         if found.end == 0:
             files.unlink(path)
             report.deleted.append(state.name)
         elif found.is_damaged:
-            _keep_head(store, path, found.end)
-            report.quarantined.append(state.name)
+            return
         elif found.end < size:
             files.truncate(fd, found.end)
             files.sync(fd)
@@ -350,11 +356,6 @@ def _seal_shard(store: SnapshotStore, split: str, rows: Sequence[Row]) -> str:
     try:
         shards.write(draft, store.schema, rows, campaign=store.uuid, config=store.config)
         line = shards.inspect(draft, store.schema)
-        fd = os.open(draft, os.O_RDWR)
-        try:
-            files.sync(fd)
-        finally:
-            os.close(fd)
         files.rename(draft, target)
     except OSError as error:
         files.unlink(draft)

@@ -288,7 +288,8 @@ class Writer:
     def sync(self) -> None:
         """Bring everything written so far to the disk, for instance before a checkpoint."""
         self._check_usable()
-        self._syncer.flush()
+        with files.reported(self._directory):
+            self._syncer.flush()
 
     def close(self) -> None:
         """Close all segments; they can be sealed from now on."""
@@ -298,7 +299,8 @@ class Writer:
             for segment in list(self._syncer.segments):
                 if not segment.is_closed:
                     self._close(segment)
-            self._syncer.flush()
+            with files.reported(self._directory):
+                self._syncer.flush()
         finally:
             self._is_closed = True
             self._syncer.stop()
@@ -337,20 +339,24 @@ class Writer:
     def _segment(self) -> _Segment:
         if self._current is None:
             path = self._directory / f"{self.id}.{self._segments:06d}{SUFFIX}"
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            segment = _Segment(path, fd)
-            try:
-                head = {"schema": "simlab-segment/1", "campaign": self._campaign, "writer": self.id}
-                self._write(segment, pack(Kind.HEAD, body=head)[0])
-                files.sync_directory(self._directory)
-            except BaseException:
-                os.close(fd)
-                files.unlink(path)
-                raise
+            with files.reported(path):
+                self._current = self._new_segment(path)
             self._segments += 1
-            self._current = segment
-            self._syncer.add(segment)
         return self._current
+
+    def _new_segment(self, path: Path) -> _Segment:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        segment = _Segment(path, fd)
+        try:
+            head = {"schema": "simlab-segment/1", "campaign": self._campaign, "writer": self.id}
+            self._write(segment, pack(Kind.HEAD, body=head)[0])
+            files.sync_directory(self._directory)
+        except BaseException:
+            os.close(fd)
+            files.unlink(path)
+            raise
+        self._syncer.add(segment)
+        return segment
 
     def _write(self, segment: _Segment, buffers: list[bytes | memoryview]) -> None:
         """Write one group: whole, or not at all."""

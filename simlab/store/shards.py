@@ -22,12 +22,13 @@ import h5py
 import numpy as np
 
 from simlab.core.errors import StoreError
+from simlab.store import files
 from simlab.store.records import Record
 from simlab.store.schema import FieldSpec, Schema
 from simlab.store.segments import stored_dtype
 from simlab.store.stats import Moments
 
-__all__ = ["SCHEMA", "Row", "field_path", "inspect", "seconds_of", "write"]
+__all__ = ["SCHEMA", "Row", "field_path", "inspect", "write"]
 
 SCHEMA = "simlab-store/1"
 _CHUNK_BYTES = 1 << 16
@@ -72,13 +73,21 @@ def field_path(spec: FieldSpec) -> str:
 def write(
     path: Path, schema: Schema, rows: Sequence[Row], *, campaign: str, config: Mapping[str, Any]
 ) -> None:
-    """Write one shard; all rows have the same number of steps. The file is not synced."""
+    """Write one shard; all rows have the same number of steps. The file is synced.
+
+    The file is made in memory and written in one go: HDF5 cannot close a file on a disk that is
+    full, and takes the process down at exit (seen with 2.0.0). So a shard costs twice its size in
+    memory for a moment.
+    """
     n_steps = len(rows[0].steps)
     n_bytes = sum(record.nbytes for row in rows for record in _records(row))
     page = 1 << 20 if n_bytes > 1 << 25 else 1 << 16
     with h5py.File(
         path,
         "w",
+        driver="core",
+        backing_store=False,
+        block_size=1 << 22,
         libver=("v110", "v110"),
         fs_strategy="page",
         fs_page_size=page,
@@ -92,6 +101,14 @@ def write(
             records = [[step[0][number] for step in row.steps] for row in rows]
             _write_field(file, schema, spec, rows, records)
         file.attrs["n_trajectories"] = len(rows)
+        file.flush()
+        image = file.id.get_file_image()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        files.write_all(fd, [image])
+        files.sync(fd)
+    finally:
+        os.close(fd)
 
 
 def inspect(path: Path, schema: Schema) -> dict[str, Any]:
@@ -133,11 +150,6 @@ def inspect(path: Path, schema: Schema) -> dict[str, Any]:
         line["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
         line["bytes"] = os.fstat(stream.fileno()).st_size
     return line
-
-
-def seconds_of(row: Row) -> float:
-    """Return the solver's seconds for a whole trajectory."""
-    return sum(step[3] for step in row.steps)
 
 
 def _records(row: Row) -> Iterator[Record]:
@@ -208,22 +220,25 @@ def _write_log(
     crcs = [[[record.crc for record in step[0]] for step in row.steps] for row in rows]
     input_crcs = [[record.crc for record in row.inputs] for row in rows]
     log = file.create_group("simlab")
-    log["traj_id"] = np.array([row.traj for row in rows], dtype=np.uint64)
-    log["attempt"] = np.array([row.attempt for row in rows], dtype=np.uint32)
-    log["seed"] = np.array([row.sample["seed"] for row in rows], dtype=np.int64)
-    log["parameters"] = np.array(
-        [[row.sample["parameters"][name] for name in schema.parameters] for row in rows],
-        dtype=np.float64,
-    ).reshape(len(rows), -1)
-    log["wall_s"] = np.array([seconds_of(row) for row in rows])
-    log["iterations"] = np.array([[step[1] for step in row.steps] for row in rows], np.uint32)
-    log["residual"] = np.array([[step[2] for step in row.steps] for row in rows], np.float32)
-    log["crc32"] = np.array(crcs, dtype=np.uint32)
-    log["input_crc32"] = np.array(input_crcs, dtype=np.uint32).reshape(len(rows), -1)
+    parameters = [[row.sample["parameters"][name] for name in schema.parameters] for row in rows]
+    numbers = {segment: number for number, segment in enumerate(segments)}
+    columns: dict[str, np.ndarray] = {
+        "traj_id": np.array([row.traj for row in rows], dtype=np.uint64),
+        "attempt": np.array([row.attempt for row in rows], dtype=np.uint32),
+        "seed": np.array([row.sample["seed"] for row in rows], dtype=np.int64),
+        "parameters": np.array(parameters, dtype=np.float64).reshape(len(rows), -1),
+        "wall_s": np.array([sum(step[3] for step in row.steps) for row in rows]),
+        "iterations": np.array([[step[1] for step in row.steps] for row in rows], np.uint32),
+        "residual": np.array([[step[2] for step in row.steps] for row in rows], np.float32),
+        "crc32": np.array(crcs, dtype=np.uint32),
+        "input_crc32": np.array(input_crcs, dtype=np.uint32).reshape(len(rows), -1),
+        "source": np.array([numbers[row.segment] for row in rows], dtype=np.uint32),
+        "begin": np.array([row.begin for row in rows], dtype=np.uint64),
+        "end": np.array([row.end for row in rows], dtype=np.uint64),
+    }
+    for name, values in columns.items():
+        _checked(log, name, values)
     log["segments"] = np.array(segments, dtype=_TEXT)
-    log["source"] = np.array([segments.index(row.segment) for row in rows], dtype=np.uint32)
-    log["begin"] = np.array([row.begin for row in rows], dtype=np.uint64)
-    log["end"] = np.array([row.end for row in rows], dtype=np.uint64)
     if any(row.status == "failed" for row in rows):
         log["reason"] = np.array([row.reason for row in rows], dtype=_TEXT)
     log["provenance"] = json.dumps(dict(config))
@@ -318,9 +333,18 @@ def _put(
     time_varying: bool = False,
     units: str = "1",
 ) -> None:
-    group[name] = np.asarray(values, dtype=np.float32)
+    _checked(group, name, np.asarray(values, dtype=np.float32))
     group[name].attrs.update(_varying(sample_varying, time_varying))
     group[name].attrs["units"] = units
+
+
+def _checked(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Write a small dataset with a checksum, which HDF5 offers for chunks only."""
+    if values.size:
+        chunks = (min(len(values), 4096), *values.shape[1:]) if values.ndim else None
+        group.create_dataset(name, data=values, chunks=chunks, fletcher32=chunks is not None)
+    else:
+        group[name] = values
 
 
 def _varying(sample: bool, time: bool) -> dict[str, bool]:

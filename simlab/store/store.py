@@ -182,19 +182,24 @@ class SnapshotStore:
             "seed": seed,
             "split": check_fractions(split),
             "spec": spec,
-            "mesh": _publish_mesh(path, schema) if mesh is not None else None,
+            "mesh": None,
             "config": dict(config or {}),
         }
         content = json.loads(json.dumps(content))
-        for name in ("inflight", "manifest", *(f"data/{item}" for item in SPLITS)):
-            (path / name).mkdir(parents=True, exist_ok=True)
+        with files.reported(path):
+            for name in ("inflight", "manifest", *(f"data/{item}" for item in SPLITS)):
+                (path / name).mkdir(parents=True, exist_ok=True)
+            if mesh is not None:
+                content["mesh"] = _publish_mesh(path, schema)
         extra = {
             "uuid": uuid.uuid4().hex,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "software": _software(),
         }
         text = _with_digest(content | extra)
-        if not files.publish(path / "campaign.json", text, overwrite=False):
+        with files.reported(path):
+            is_new = files.publish(path / "campaign.json", text, overwrite=False)
+        if not is_new:
             found = _read_campaign(path)
             changed = differences({key: found.get(key) for key in _IDENTITY}, content)
             if changed:
@@ -359,7 +364,8 @@ class SnapshotStore:
         train = [shard for shard in self.catalogue.live_shards if shard.split == "train"]
         values = constants(self.schema, merged(shard.moments for shard in train))
         text = to_yaml(values, sorted(shard.name for shard in train))
-        files.publish(self.path / "stats.yaml", text)
+        with files.reported(self.path):
+            files.publish(self.path / "stats.yaml", text)
         return values
 
     @cached_property

@@ -82,7 +82,8 @@ def _fault(store: SnapshotStore, shard: Shard, deep: bool) -> str:
 
 def _torn_lines(store: SnapshotStore) -> Iterator[str]:
     for path in sorted((store.path / "manifest").glob("*.jsonl")):
-        if not path.read_bytes().endswith(b"\n"):
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
             yield f"manifest/{path.name}: its last line is torn; run recover"
 
 

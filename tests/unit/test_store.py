@@ -382,7 +382,6 @@ def test_follow_in_the_middle_of_trajectories_when_they_are_sealed(store, schema
     middle.drain(store, at_most)
     assert middle.done() == {0, 1, 2, 3, 9}
     assert middle.position.open == {}
-    assert middle.position.segments == {}
 
 
 def test_follow_ignores_lower_attempts_and_reports_the_abandoned(store, schema):
