@@ -8,7 +8,7 @@
 #
 #   PARTS=8 sbatch --array=3 mpi_runs/slurm_array.sh cases/darcy.toml runs/darcy
 #
-# When all are done, `simlab store seal RUN/store` seals what is left and `simlab store verify` checks.
+# When all are done, `simlab store seal RUN` seals what is left and `simlab store verify RUN` checks.
 #SBATCH --job-name=simlab
 #SBATCH --nodes=1
 #SBATCH --ntasks=4

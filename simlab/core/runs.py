@@ -46,6 +46,9 @@ _PACKAGES = (
     "neuraloperator",
 )
 
+# What a directory may hold in which another process is just starting the same run.
+_BEGINNING = (".manifest.lock", "case.toml", "manifest.json")
+
 
 def publish(path: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one whole, crash or not."""
@@ -111,7 +114,7 @@ class RunDirectory:
         fresh: bool = False,
         **facts: Any,
     ) -> RunDirectory:
-        """Make a run directory, or open the same run again. One process only.
+        """Make a run directory, or open the same run again. One process of a job.
 
         Parameters
         ----------
@@ -131,31 +134,41 @@ class RunDirectory:
             changed.
         """
         run = cls(path)
-        if run._manifest.is_file():
-            if fresh:
-                shutil.rmtree(run.path)
-            elif not resume:
-                state = run.manifest().get("state", "unknown")
-                raise ConfigError(
-                    f"{path} holds a run already (state: {state}): --resume goes on with it, "
-                    "--fresh deletes it and starts again, --out names another directory"
-                )
-            else:
-                changed = differences(run.manifest()["case"], case)
-                if changed:
-                    raise ConfigError(
-                        [f"{line}: the case changed since this run began" for line in changed],
-                        str(path),
-                    )
-                run._stop.unlink(missing_ok=True)
-                return run
-        elif run.path.is_dir() and any(run.path.iterdir()):
+        names = [entry.name for entry in run.path.iterdir()] if run.path.is_dir() else []
+        is_foreign = any(name not in _BEGINNING and not name.endswith(".part") for name in names)
+        if is_foreign and not run._manifest.is_file():
             raise ConfigError(f"{path} exists, is not empty and is not a run: choose another --out")
         try:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make the run directory {path}: {error}") from None
-        publish(run.path / "case.toml", tomli_w.dumps(dict(case)))
+        with run._locked():  # tasks of a job array start at the same moment
+            if run._manifest.is_file() and not fresh:
+                run._go_on(case, resume)
+            else:
+                run._begin(case, facts, fresh)
+        return run
+
+    def _go_on(self, case: Mapping[str, Any], resume: bool) -> None:
+        if not resume:
+            state = self.manifest().get("state", "unknown")
+            raise ConfigError(
+                f"{self.path} holds a run already (state: {state}): --resume goes on with it, "
+                "--fresh deletes it and starts again, --out names another directory"
+            )
+        changed = differences(self.manifest()["case"], case)
+        if changed:
+            raise ConfigError(
+                [f"{line}: the case changed since this run began" for line in changed],
+                str(self.path),
+            )
+        self._stop.unlink(missing_ok=True)
+
+    def _begin(self, case: Mapping[str, Any], facts: Mapping[str, Any], fresh: bool) -> None:
+        if fresh and self._manifest.is_file():
+            shutil.rmtree(self.path)
+            self.path.mkdir()
+        publish(self.path / "case.toml", tomli_w.dumps(dict(case)))
         versions = software()
         manifest = {
             "simlab": versions.pop("simlab", ""),
@@ -169,8 +182,7 @@ class RunDirectory:
             **facts,
             "case": dict(case),
         }
-        publish(run._manifest, json.dumps(manifest, indent=1))
-        return run
+        publish(self._manifest, json.dumps(manifest, indent=1))
 
     @property
     def _manifest(self) -> Path:
@@ -205,8 +217,7 @@ class RunDirectory:
 
     def update(self, **entries: Any) -> None:
         """Merge entries into the manifest, one level deep, safe against other processes."""
-        with (self.path / ".manifest.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             manifest = self.manifest()
             for key, value in entries.items():
                 both = isinstance(value, Mapping) and isinstance(manifest.get(key), dict)
@@ -219,6 +230,12 @@ class RunDirectory:
             worst = [state for state in ("failed", "running", "stopped") if state in states]
             manifest["state"] = worst[0] if worst else "done" if states else manifest["state"]
             publish(self._manifest, json.dumps(manifest, indent=1))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".manifest.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:

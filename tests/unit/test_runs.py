@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -115,3 +117,24 @@ def test_publish_leaves_the_old_file_when_writing_fails(tmp_path, monkeypatch) -
     with pytest.raises(OSError, match="No space"):
         publish(path, "new")
     assert path.read_text() == "old"
+
+
+def test_tasks_that_start_one_run_at_the_same_moment_all_join_it(tmp_path) -> None:
+    code = (
+        "import sys; from simlab.core.runs import RunDirectory as R\n"
+        "run = R.start(sys.argv[1], {'campaign': {'n': 5}}, resume=True)\n"
+        "run.store.mkdir(exist_ok=True)\n"
+        "run.update(campaign={sys.argv[2]: 'here'})\n"
+    )
+    run = tmp_path / "array"
+    tasks = [subprocess.Popen([sys.executable, "-c", code, str(run), f"task{i}"]) for i in range(6)]
+    assert [task.wait() for task in tasks] == [0] * 6
+    joined = RunDirectory.open(run).manifest()["campaign"]
+    assert set(joined) == {f"task{i}" for i in range(6)}
+
+
+def test_a_directory_with_other_things_in_it_is_refused(tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="not a run"):
+        RunDirectory.start(tmp_path, {"campaign": {"n": 5}}, resume=True, fresh=True)
+    assert (tmp_path / "thesis.tex").exists()
