@@ -62,9 +62,8 @@ def relative_l2(prediction: np.ndarray, truth: np.ndarray, *, n_kept: int = 1) -
     """
     axes = tuple(range(n_kept, truth.ndim))
     truth = truth.astype(np.float64)
-    difference = prediction.astype(np.float64) - truth
-    error = np.sqrt(np.sum(np.square(difference), axis=axes))
-    norm = np.sqrt(np.sum(np.square(truth), axis=axes))
+    error = _norm(prediction.astype(np.float64) - truth, axes)
+    norm = _norm(truth, axes)
     error = np.where(np.isfinite(error), error, np.inf)
     undefined = np.where((error > 0) & np.isfinite(error), np.nan, error)  # for norm == 0
     return np.where(norm > 0, error / np.where(norm > 0, norm, 1.0), undefined)
@@ -396,6 +395,14 @@ def _errors(
             f"evaluate: the baseline has shape {mean.shape}, the data {truth.shape[1:]}"
         )
     return (*found, relative_l2(np.broadcast_to(mean, truth.shape), truth))
+
+
+def _norm(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the Euclidean norm, scaled so that squares of tiny or huge values stay numbers."""
+    scale = np.max(np.abs(values), axis=axes, keepdims=True, initial=0.0)
+    scaled = values / np.where((scale > 0) & np.isfinite(scale), scale, 1.0)
+    root = np.sqrt(np.sum(np.square(scaled), axis=axes))
+    return np.where(np.isfinite(root), root * scale.reshape(root.shape), np.inf)
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -448,11 +448,16 @@ def _tidy(axes: np.ndarray, titles: Sequence[str], *, is_flat: bool, keep_x: boo
     for (i, j), axis in np.ndenumerate(axes):
         axis.set_title(titles[j] if i == 0 else "")
         if i < len(axes) - 1 and not keep_x:
-            axis.set_xlabel("")
-            axis.tick_params(labelbottom=False)
+            _blank(axis.xaxis, is_flat)
         if axis is not _leading(axes[i]) and not is_flat:
-            axis.set_ylabel("")
-            axis.tick_params(labelleft=False)
+            _blank(axis.yaxis, is_flat)
+
+
+def _blank(line: Any, keep_ticks: bool) -> None:
+    """Take the words off an axis line, and off images the ticks too."""
+    line.set_label_text("")
+    line.set_tick_params(labelbottom=False, labelleft=False)
+    line.set_visible(keep_ticks)
 
 
 def _leading(row: np.ndarray) -> Any:

@@ -152,6 +152,8 @@ class _Album:
         """Save a figure and its numbers: columns as CSV, facts as JSON, arrays as NPZ."""
         figure = axes.flat[0].figure
         picture = io.BytesIO()
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out: not once more for each pass of savefig
         figure.savefig(picture, dpi=_DPI, format="png", facecolor="white", bbox_inches="tight")
         numbers = []
         if columns is not None:

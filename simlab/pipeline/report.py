@@ -415,11 +415,15 @@ class _Report:
         if worst:
             words.append(f"Largest true relative residual of an accepted solution: {worst:.1e}.")
         pilot = [row for row in self._campaign.get("pilot", []) if isinstance(row, Mapping)]
-        head = list(dict.fromkeys(key for row in pilot for key in row))
+        head = [
+            key
+            for key in dict.fromkeys(key for row in pilot for key in row)
+            if not any(isinstance(row.get(key), Mapping) for row in pilot)
+        ]
         rows = [
             _row(
                 [_text(row.get(key, "")) for key in head],
-                "chosen" if chosen and row.get("solver") == chosen else "",
+                "chosen" if str(reason).startswith(f"{row.get('solver')}:") else "",
             )
             for row in pilot
         ]

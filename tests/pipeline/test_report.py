@@ -133,11 +133,17 @@ def manifest(**changes):
         "seconds": {"campaign": 31.0, "train": 45.0, "evaluate": 0.8},
         "campaign": {
             "state": "done", "n": N, "done": N - 1, "failed": 1, "solver": "cg+hypre",
-            "reason": "cheapest of three in the pilot on 3 samples",
+            "reason": "cg+hypre: quickest of three in a pilot on 3 systems",
             "pilot": [
-                {"solver": "cg+hypre", "iterations": 9, "cpu_ms": 11.2, "true_relres": 3.1e-9},
-                {"solver": "cholesky", "iterations": 1, "cpu_ms": 34.05, "true_relres": 1e-14},
-                {"solver": "cg+icc", "iterations": 88, "cpu_ms": 19.7, "true_relres": 8.8e-9},
+                {
+                    "solver": name, "settings": {"kind": "ksp", "rtol": 1e-8}, "cpu_ms": cpu,
+                    "iterations": iterations, "true_relres": residual, "verdict": verdict,
+                }
+                for name, cpu, iterations, residual, verdict in (
+                    ("cg+hypre", [12.9, 11.2, 11.1], 9, 3.1e-9, ""),
+                    ("cholesky", [61.5, 34.05], 1, 1e-14, "3.0 x slower in round 2"),
+                    ("cg+icc", [20.1], None, None, f"breakdown {EVIL}"),
+                )
             ],
             "core_hours": 0.017, "samples_per_core_hour": 3470.6, "iterations_mean": 24.0,
             "operator_applies_mean": 25.0, "pc_applies_mean": 24.0, "worst_true_relres": 7.9e-9,
@@ -243,7 +249,9 @@ def test_the_page_tells_what_was_run_and_what_came_out(whole):
         "petsc4py 3.18.5",
         "59 samples solved of 60, 1 failed",
         "3,471 samples per core-hour",
-        "cheapest of three in the pilot on 3 samples",
+        "cg+hypre 12.9, 11.2, 11.1 9 3.1e-09",
+        "3.0 x slower in round 2",
+        "Why: cg+hypre: quickest of three in a pilot on 3 systems.",
         "operator.modes 12",
         "mean output",
         "smaller error than predicting the mean output",
@@ -346,7 +354,7 @@ def test_a_data_only_run_says_that_there_is_no_surrogate(tmp_path):
 
 def test_time_dependent_predictions_are_shown_in_time(tmp_path):
     run = tmp_path / "heat"
-    fill(run, manifest())
+    fill(run, manifest(), with_metrics=False)
     store = make_store(run / "store", n_cells=8, times=(0.0, 0.5, 1.0))
     names = [path.stem for path in save_figures(run, surrogate=evaluated(run, store))]
     assert names[1:3] == ["prediction_pressure_median", "prediction_pressure_worst"]
@@ -389,26 +397,26 @@ def test_an_empty_directory_gets_a_page_that_says_so(tmp_path):
 
 def test_damage_is_told_not_hidden(tmp_path):
     run = tmp_path / "damaged"
-    fill(run, manifest())
+    fill(run, manifest(), with_metrics=False)
     store = make_store(run / "store", n_cells=8)
     surrogate = evaluated(run, store)
     for shard in (run / "store" / "data").rglob("*.h5"):
         shard.unlink()
         shard.write_bytes(b"not HDF5")
     names = [path.name for path in save_figures(run, surrogate=surrogate)]
-    assert names == ["errors.png", "training.png", "throughput.png"]
-    (run / "figures" / "training.png").unlink()
+    assert names == ["errors.png"]
+    (run / "figures" / "errors.png").unlink()
     text = visible(write_report(run))
     assert "No figure of the samples:" in text
     assert "cannot be read" in text
-    assert "training.png is gone" in text
+    assert "errors.png is gone" in text
     (run / "evaluation.json").write_text("{")
     assert "Not evaluated yet" in visible(write_report(run))
 
 
 def test_a_store_that_is_not_one_is_named(tmp_path):
     run = tmp_path / "run"
-    fill(run, manifest())
+    fill(run, manifest(), with_metrics=False)
     (run / "store").mkdir()
     save_figures(run)
     assert "has no campaign.json" in visible(write_report(run))
