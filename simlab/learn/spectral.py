@@ -1,4 +1,4 @@
-"""Spectral convolution by matrix products: the same map as neuraloperator's, in half the time.
+"""Spectral convolution by matrix products: the map of neuraloperator in less time.
 
 With few modes m << n a Fourier layer needs m of n coefficients, so the transforms are thin real
 matrix products instead of full FFTs, shifts and zero filling. Along the last axis
