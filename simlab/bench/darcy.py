@@ -249,8 +249,9 @@ def _parallel_efficiency(quick: bool) -> dict[str, float | None]:
                 check=False,
             )
             if done.returncode:
-                said = done.stderr.strip().splitlines()[-1:] or ["no message"]
-                Console().print(f"parallel efficiency not measured: {launcher[0]}: {said[0]}")
+                lines = [line for line in done.stderr.splitlines() if "---" not in line]
+                said = " ".join(" ".join(lines).split())[:300] or "no message"
+                Console().print(f"parallel efficiency not measured: {launcher[0]}: {said}")
                 return ratios
             measured = json.loads(done.stdout.splitlines()[-1])
             wall[n_ranks].append(measured["wall"])

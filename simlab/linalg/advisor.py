@@ -137,8 +137,8 @@ def chosen(state: AutoState) -> LinearSolver | None:
     return state.choice
 
 
-def adopt(system: LinearSystem, choice: LinearSolver, reason: str) -> AutoState:
-    """Return a state in which another group's decision holds. Collective."""
+def adopt(choice: LinearSolver, reason: str) -> AutoState:
+    """Return a state in which another group's decision holds."""
     state = AutoState([choice], reason)
     state.decide(f"adopted {_title(choice)}: {reason}")
     return state

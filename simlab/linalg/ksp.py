@@ -49,6 +49,7 @@ _APPLIES = {
     "fbcgs": (2, 2),
     "preonly": (0, 1),
 }
+_ONE_MORE_PC = ("bcgs", "minres")  # before the first or after the last iteration
 _RESTARTED = ("fgmres", "gmres", "lgmres", "pgmres")
 _KSP_REASONS = {
     -3: Reason.ITERATION_LIMIT,
@@ -308,4 +309,5 @@ class KSPState:
         done.iterations += 0 if method == "preonly" else its
         done.operator_applies += per_operator * its + max(cycles - 1, 0)
         done.pc_applies += per_pc * its + (0 if method == "fgmres" else cycles)
+        done.pc_applies += method in _ONE_MORE_PC
         return int(self.ksp.getConvergedReason())

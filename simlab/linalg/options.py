@@ -45,7 +45,7 @@ def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, str | Non
         name = f"{prefix}{str(key).lstrip('-')}"
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{name}_")
-        elif value is None or value == "":
+        elif value is None or (isinstance(value, str) and not value):
             flat[name] = None
         elif isinstance(value, bool):
             flat[name] = "true" if value else "false"
