@@ -248,8 +248,10 @@ class SnapshotStore:
 
     def ids(self, split: str) -> np.ndarray:
         """Return the ids of all trajectories of a split, made or not; int64, sorted."""
+        if split not in SPLITS:
+            raise ConfigError(f"no split {split!r}; there are {', '.join(SPLITS)}")
         if split not in self.fractions:
-            raise ConfigError(f"no split {split!r}; this store has {', '.join(self.fractions)}")
+            return np.empty(0, dtype=np.int64)
         return np.flatnonzero(self._which == list(self.fractions).index(split))
 
     def writer(self, *, segment_bytes: int = SEGMENT_BYTES) -> Writer:

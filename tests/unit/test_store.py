@@ -123,6 +123,17 @@ def test_create_is_idempotent_and_refuses_another_campaign(tmp_path, schema):
         SnapshotStore.create(tmp_path / "t", schema, n=3, seed=1, split={"holdout": 1.0})
 
 
+def test_a_split_without_a_share_is_empty(tmp_path, schema):
+    store = SnapshotStore.create(tmp_path / "s", schema, n=3, seed=SEED, split={"train": 1.0})
+    fill(store, range(3))
+    store.seal(final=True)
+    assert len(store.split("train")) == 3
+    assert len(store.split("valid")) == 0
+    assert store.split("test").arrays()["u"].shape == (0, 3, 7, 5)
+    with pytest.raises(ConfigError, match="no split 'holdout'"):
+        store.split("holdout")
+
+
 def test_open_refuses_what_is_not_a_store(tmp_path, store):
     with pytest.raises(StoreError, match="not a store"):
         SnapshotStore.open(tmp_path / "nothing")
