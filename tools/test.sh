@@ -18,17 +18,22 @@ part() {
     if ! "$@"; then status=1; fi
 }
 
-# One rank talks; what the others print is shown when the part fails.
+# One rank talks; what the others say is shown when the part fails, the test they hang in included.
 on_ranks() {
-    local ranks=$1 others=()
+    local ranks=$1 colour=no others=()
     shift
-    local words=(-p no:cacheprovider -m "parallel and parallel[$ranks] and not slow" tests/parallel "$@")
+    if [ -t 1 ]; then colour=yes; fi
+    local words=(-p no:cacheprovider -o faulthandler_timeout=300 -m "parallel and parallel[$ranks] and not slow" tests/parallel "$@")
     if [ "$ranks" -gt 1 ]; then
         # shellcheck disable=SC2016  # $0 and $@ are the inner shell's
-        others=(: -n $((ranks - 1)) bash -c 'exec "$@" >>"$0" 2>&1' "$RANK_LOG" "${PYTEST[@]}" "${words[@]}")
+        others=(: -n $((ranks - 1)) env PYTHONUNBUFFERED=1 bash -c 'exec "$@" >>"$0" 2>&1'
+            "$RANK_LOG" "${PYTEST[@]}" -v --color=no "${words[@]}")
     fi
     : >"$RANK_LOG"
-    timeout --kill-after=10 "$LIMIT" ${SIMLAB_MPIRUN:-mpirun} -n 1 "${PYTEST[@]}" "${words[@]}" "${others[@]}" </dev/null && return
+    # shellcheck disable=SC2086  # the launcher may come with words of its own
+    timeout --kill-after=10 "$LIMIT" ${SIMLAB_MPIRUN:-mpirun} \
+        -n 1 "${PYTEST[@]}" --color=$colour "${words[@]}" "${others[@]}" </dev/null && return
+    if [ $? = 124 ]; then printf '\n== stopped after %s s\n' "$LIMIT"; fi
     printf '== the other ranks said\n'
     tail -n 60 "$RANK_LOG"
     return 1
