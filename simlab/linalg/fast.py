@@ -200,7 +200,7 @@ class FastState:
         """Find ``D`` and ``mass`` of a new matrix; return what is wrong with it, and a note."""
         if system.version == self._version:
             return None, "preconditioner kept"
-        self._version = self._prepared = None
+        self._version = self._prepared = self._null_space = None
         self._p.fill(1.0)
         system.A.mult(self._p_vec, self._q_vec)
         row_sums = self._q.reshape(self._grid.shape)
@@ -218,9 +218,10 @@ class FastState:
         if not mean > 0:
             return (Reason.SINGULAR if mean == 0 else Reason.BREAKDOWN), ""
         if self._grid.boundary != "dirichlet" and self._mass == 0.0:
-            self._null_space = system.A.getNullSpace()
-            if not self._null_space.handle:
+            null_space = system.A.getNullSpace()
+            if not null_space.handle:
                 return Reason.SINGULAR, ""
+            self._null_space = null_space
         self._version = system.version
         return None, ""
 
@@ -311,10 +312,9 @@ class FastState:
         for _ in range(1 + _N_RESTARTS):
             reason = self._conjugate_gradients(system.A, rtol * size, limit - run.iterations, run)
             watch.lap("solve")
-            if self._inverse.is_singular:
-                self.x.stateIncrease()
-                self._null_space.remove(self.x)
             self.x.stateIncrease()
+            if self._null_space is not None:
+                self._null_space.remove(self.x)
             system.A.mult(self.x, self._q_vec)
             np.subtract(b, self._q, out=self._r)
             run.operator_applies += 1
