@@ -111,7 +111,7 @@ def progress_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
         axis.plot(seconds, failed, color=COLOURS[1], label="failed")
     if len(total) and np.isfinite(total[-1]):
         axis.axhline(total[-1], color=INK, linewidth=0.8, linestyle=":", label="planned")
-    axis.set_ylim(bottom=0)
+    axis.set(xlim=(0, None), ylim=(0, None))
     axis.legend()
     return _labels(axis, "time since start [s]", "samples", "Samples solved")
 
@@ -137,6 +137,7 @@ def throughput_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
         else:
             axis.set_ylim(bottom=0)
         axis.legend()
+    axis.set_xlim(left=0)
     return _labels(axis, "time since start [s]", "samples per second", "Throughput")
 
 
@@ -150,8 +151,8 @@ def buffer_curves(metrics: Metrics, axis: Axes | None = None) -> Axes:
         seconds[order], np.nan_to_num(unseen[order]), np.nan_to_num(seen[order]),
         labels=["not yet seen", "seen"], colors=[COLOURS[4], COLOURS[5]], alpha=0.85, linewidth=0,
     )  # fmt: skip
-    axis.set_ylim(bottom=0)
     axis.margins(x=0)
+    axis.set(xlim=(0, None), ylim=(0, None))
     axis.legend(loc="lower right")
     return _labels(axis, "time since start [s]", "samples in the buffer", "Training buffer")
 
@@ -304,7 +305,8 @@ def _log_scale(
     if exponents:
         return
     decades = np.log10(finite.max() / finite.min())
-    line.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.9 else (1.0, 2.0, 5.0)
+    line.set_major_locator(LogLocator(subs=subs if decades < 2.5 else (1.0,)))
     line.set_minor_formatter(NullFormatter())
     if percent:
         line.set_major_formatter(_percent)

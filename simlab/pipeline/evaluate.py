@@ -265,9 +265,10 @@ class Evaluation:
         if found["n"]:
             lines.append(
                 f"estimate >= error for {found['covered']:.0%} of {found['n']} samples; "
-                f"median estimate / error {found['median_ratio']:.2f}, "
-                f"rank correlation {found['rank_correlation']:.2f}"
+                f"median estimate / error {found['median_ratio']:.2f}"
             )
+            if not math.isnan(found["rank_correlation"]):
+                lines[-1] += f", rank correlation {found['rank_correlation']:.2f}"
         if self.missing:
             lines.append(f"not predicted: {', '.join(self.missing)}")
         return "\n".join(lines)

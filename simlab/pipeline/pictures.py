@@ -34,6 +34,7 @@ R = TypeVar("R")
 # Okabe and Ito, ordered so that neighbours differ in lightness too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#1f2933"
+_LONGEST_NAME = 24
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "text.color": INK,
@@ -177,6 +178,7 @@ def show(
             Triangulation(points[:, 0], points[:, 1], _triangles(schema)), values,
             norm=norm, cmap=colours, shading="gouraud", rasterized=True,
         )  # fmt: skip
+        axis.margins(0)
         plane = [0, 1]
     elif schema.n_dims == 1:
         axis.plot(schema.axes[0].coordinates, values)
@@ -310,10 +312,7 @@ def gallery(
     rows = [(spec, View(0)) for spec in schema.inputs if can_show(schema, spec)]
     looks = views(schema) if len(schema.times) > 1 else [View(0)]
     for spec in schema.outputs:
-        twin = spec.location == "vertex" and any(
-            other.name != spec.name and other.location == "grid" for other in schema.outputs
-        )
-        if can_show(schema, spec) and not twin:
+        if can_show(schema, spec):
             rows += [(spec, look) for look in looks]
     flat = schema.n_dims == 1
     if axes is None:
@@ -338,6 +337,8 @@ def gallery(
         axes[k, 0].set_ylabel(f"{name}\n{axes[k, 0].get_ylabel()}")
     if not flat:
         _tidy(axes, [_sample_title(trajectory) for trajectory in trajectories], is_flat=False)
+        for axis in axes[0]:
+            axis.title.set(fontsize=7.5, fontweight="normal")
     return axes
 
 
@@ -420,12 +421,14 @@ def _is_roundish(schema: Schema, plane: Sequence[int]) -> bool:
 
 
 def _name(spec: FieldSpec) -> str:
-    name = spec.long_name or spec.name.replace("_", " ")
+    name = _title(spec)
     return _with_units(f"|{name}|" if spec.order else name, spec.units)
 
 
 def _title(spec: FieldSpec) -> str:
-    return spec.long_name or spec.name.replace("_", " ")
+    """Return the name to show: the long one unless it is too long for a picture."""
+    is_short = 0 < len(spec.long_name) <= _LONGEST_NAME
+    return spec.long_name if is_short else spec.name.replace("_", " ")
 
 
 def _with_units(name: str, units: str) -> str:

@@ -17,9 +17,10 @@ import json
 import logging
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,8 @@ from simlab.pipeline.curves import (
 )
 from simlab.pipeline.evaluate import Evaluation, summary
 from simlab.pipeline.pictures import Comparison, can_show, gallery, new_axes, panels, show, views
-
-if TYPE_CHECKING:
-    from simlab.store.store import SnapshotStore
+from simlab.pipeline.statistics import solver_log
+from simlab.store.store import SnapshotStore
 
 __all__ = [
     "Comparison",
@@ -96,7 +96,7 @@ def save_figures(
     run = Path(run_dir)
     album = _Album(run / "figures")
     if store is None and (run / "store").is_dir():
-        store = album.attempt("data", lambda: _open_store(run / "store"))
+        store = album.attempt("data", lambda: SnapshotStore.open(run / "store"))
     if evaluation is None and (run / "evaluation.json").is_file():
         evaluation = album.attempt("evaluation", lambda: Evaluation.read(run / "evaluation.json"))
     if surrogate is None and evaluation is not None and (run / "model" / "model.json").is_file():
@@ -291,8 +291,9 @@ def _errors(album: _Album, evaluation: Evaluation) -> None:
     estimates, largest = evaluation.estimates, evaluation.worst_field_errors()
     is_trusting = bool((np.isfinite(estimates) & np.isfinite(largest)).any())
     in_time = len(evaluation.times) > 1
-    axes = new_axes(1, 2 + is_trusting + in_time, (4.1, 3.2))
-    places = iter(axes[0])
+    shape = {2: (1, 2), 3: (1, 3), 4: (2, 2)}[2 + is_trusting + in_time]
+    axes = new_axes(*shape, (4.1, 3.2))
+    places = iter(axes.flat)
     error_histogram(errors, next(places))
     error_distribution(errors, baseline, next(places))
     texts = [
@@ -387,31 +388,29 @@ def _throughput(album: _Album, metrics: list[dict[str, Any]]) -> None:
 
 
 def _solver(album: _Album, store: SnapshotStore) -> None:
-    from simlab.pipeline.statistics import solver_log
-
     found = solver_log(store)
-    if not found.iterations.size:
-        return
     known = found.residuals[np.isfinite(found.residuals)]
-    drawn = ["iterations"] + ["residuals"] * bool(known.size)
-    axes = new_axes(1, len(drawn), (5.2, 2.9))
-    iterations_histogram(found.iterations, axes[0, 0])
+    drawn, texts = [], []
+    if found.iterations.any():  # a direct solver has none
+        drawn.append(partial(iterations_histogram, found.iterations))
+        texts.append("iterations")
     if known.size:
-        solver = store.config.get("solver")
-        tolerance = solver.get("rtol") if isinstance(solver, Mapping) else None
-        residual_histogram(known, tolerance, axes[0, 1])
+        drawn.append(partial(residual_histogram, known, _tolerance(store)))
+        texts.append(
+            "true relative residuals ||b - Ax|| / ||b||, recomputed after each solve, beside the "
+            "tolerance"
+        )
+    if not drawn:
+        return
+    axes = new_axes(1, len(drawn), (5.2, 2.9))
+    for draw, axis in zip(drawn, axes[0], strict=True):
+        draw(axis=axis)
     n_times = found.iterations.shape[1]
     album.add(
         "solver",
         axes,
         "The solves",
-        f"Iterations of {found.iterations.size:,} solves"
-        + (
-            ", and true relative residuals ||b - Ax|| / ||b||, recomputed after each solve, "
-            "beside the tolerance."
-            if known.size
-            else "."
-        ),
+        f"Of {found.iterations.size:,} solves: {' and '.join(texts)}.",
         "solver",
         columns={
             "sample": np.repeat(found.ids, n_times),
@@ -422,10 +421,9 @@ def _solver(album: _Album, store: SnapshotStore) -> None:
     )
 
 
-def _open_store(path: Path) -> SnapshotStore:
-    from simlab.store.store import SnapshotStore
-
-    return SnapshotStore.open(path)
+def _tolerance(store: SnapshotStore) -> float | None:
+    solver = store.config.get("solver")
+    return solver.get("rtol") if isinstance(solver, Mapping) else None
 
 
 def _load_surrogate(path: Path) -> Surrogate:

@@ -15,7 +15,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +25,27 @@ from simlab.core.progress import duration
 from simlab.core.runs import publish
 from simlab.pipeline.curves import read_metrics
 from simlab.pipeline.evaluate import SUMMARY
+from simlab.pipeline.snippets import snippets
+from simlab.pipeline.statistics import field_moments, solver_log
+from simlab.pipeline.wording import (
+    components,
+    digits,
+    field_name,
+    file_size,
+    number,
+    one_line,
+    percent,
+)
+from simlab.store.store import SnapshotStore
 
-if TYPE_CHECKING:
-    from simlab.store.store import SnapshotStore
+__all__ = ["write_report"]
 
-__all__ = ["snippets", "write_report"]
-
-_PHASES = {"campaign": "generating data", "train": "training", "evaluate": "evaluating"}
+_PHASES = {
+    "generate": "generating data",
+    "campaign": "generating data",
+    "train": "training",
+    "evaluate": "evaluating",
+}
 _N_FAILURES = 20
 _SHARES = (0.0, 0.5, 0.95, 1.0)
 
@@ -63,57 +77,6 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def snippets(run_dir: str | Path, store: SnapshotStore) -> list[dict[str, str]]:
-    """Return code that loads the run's data and model, five lines each, as the page shows it.
-
-    Returns
-    -------
-    list of dict
-        ``name``, ``title`` and ``code``; only what the run has data for.
-    """
-    run = _shown_path(run_dir)
-    schema = store.schema
-    filled = [name for name in ("train", "valid", "test") if len(store.split(name))]
-    if not filled:
-        return []
-    output = schema.outputs[0].name
-    n_next = min(len(schema.times) - 1, 1)
-    found = [
-        {
-            "name": "data",
-            "title": "The data, as simlab samples and trajectories",
-            "code": f"""import simlab as sl
-store = sl.SnapshotStore.open({f"{run}/store"!r})
-trajectories = list(store.split({filled[0]!r}))
-sample, outputs = trajectories[0].sample, trajectories[0].outputs
-print(len(trajectories), dict(sample.parameters), outputs[{output!r}].shape)""",
-        },
-        {
-            "name": "well",
-            "title": "The same files, through The Well's own loader (PyTorch)",
-            "code": f"""from the_well.data import WellDataset
-data = WellDataset(path={f"{run}/store"!r}, well_split_name={filled[0]!r},
-                   n_steps_input=1, n_steps_output={n_next})
-item = data[0]
-print(len(data), {{name: tuple(values.shape) for name, values in item.items()}})""",
-        },
-    ]
-    if (Path(run_dir) / "model" / "model.json").is_file():
-        split = "test" if "test" in filled else filled[0]
-        found.append(
-            {
-                "name": "model",
-                "title": "The trained model, asked about a sample",
-                "code": f"""import simlab as sl
-model = sl.NeuralSurrogate.load({f"{run}/model"!r})
-store = sl.SnapshotStore.open({f"{run}/store"!r})
-sample = next(iter(store.split({split!r}))).sample
-print(model.predict([sample])[{output!r}].shape, model.estimate([sample]))""",
-            }
-        )
-    return found
-
-
 class _Report:
     """What the page shows, section by section."""
 
@@ -135,9 +98,7 @@ class _Report:
             self._problems.append({"title": title, "text": str(error)})
             return None
 
-    def _open_store(self) -> Any:
-        from simlab.store.store import SnapshotStore
-
+    def _open_store(self) -> SnapshotStore | None:
         return SnapshotStore.open(self._dir / "store") if (self._dir / "store").is_dir() else None
 
     def context(self) -> dict[str, Any]:
@@ -206,9 +167,9 @@ class _Report:
         if fields:
             name = max(fields, key=lambda key: _big(fields[key]["rel_l2"]["mean"]))
             rel, gain = fields[name]["rel_l2"], fields[name].get("times_better")
-            spread = f"median {_percent(rel['median'])}, p95 {_percent(rel['p95'])}"
+            spread = f"median {percent(rel['median'])}, p95 {percent(rel['p95'])}"
             label = f"mean relative L2 error of {name} on test samples ({spread})"
-            cards.append((_percent(rel["mean"]), label))
+            cards.append((percent(rel["mean"]), label))
             if gain:
                 cards.append((f"{gain:.2g}x", "smaller error than predicting the mean output"))
         done, failed = self._campaign.get("done"), self._campaign.get("failed", 0)
@@ -220,13 +181,14 @@ class _Report:
             cards.append((f"{done:,}", f"samples solved{of}, {failed:,} failed"))
         rate = self._campaign.get("samples_per_core_hour")
         if rate:
-            cards.append((f"{_digits(rate)}", "samples per core-hour"))
+            cards.append((f"{digits(rate)}", "samples per core-hour"))
         batches = [line["batch"] for line in self._metrics if line.get("kind") == "train"]
         if batches:
             cards.append((f"{max(batches):,}", "training batches"))
         seconds = self._total_seconds()
         if seconds:
-            cards.append((duration(seconds), "from start to end"))
+            is_over = self._manifest.get("state") in ("done", "failed")
+            cards.append((duration(seconds), "from start to end" if is_over else "so far"))
         return [
             {"value": value, "label": label, "lead": "relative L2" in label}
             for value, label in cards
@@ -267,10 +229,10 @@ class _Report:
             return None
         rows, notes = [], []
         for name, entry in fields.items():
-            cells = [name, "surrogate", *(_percent(entry["rel_l2"][key]) for key in SUMMARY)]
+            cells = [name, "surrogate", *(percent(entry["rel_l2"][key]) for key in SUMMARY)]
             rows.append(_row(cells, "chosen" if len(fields) == 1 else ""))
             if "baseline" in entry:
-                cells = ["", "mean output", *(_percent(entry["baseline"][key]) for key in SUMMARY)]
+                cells = ["", "mean output", *(percent(entry["baseline"][key]) for key in SUMMARY)]
                 rows.append(_row(cells, "faint"))
             if entry.get("n_undefined"):
                 notes.append(
@@ -312,8 +274,6 @@ class _Report:
     def _data(self) -> dict[str, Any] | None:
         if self._store is None:
             return None
-        from simlab.pipeline.statistics import field_moments, solver_log
-
         store = self._store
         status, schema = store.status(), store.schema
         counts = {name: split.done for name, split in status.splits.items()}
@@ -322,7 +282,7 @@ class _Report:
         words = [
             f"{sum(counts.values()):,} trajectories of {schema.name} on a grid of {shape} points, "
             f"{f'{len(schema.times)} times each' if len(schema.times) > 1 else 'stationary'}, "
-            f"{_bytes(status.n_bytes)} in {status.n_shards} shards."
+            f"{file_size(status.n_bytes)} in {status.n_shards} shards."
         ]
         if waiting:
             words.append(f"{waiting:,} of {store.n:,} are still to come.")
@@ -330,7 +290,7 @@ class _Report:
             words.append(f"{status.n_unsealed:,} are not sealed yet and not in what follows.")
         log = solver_log(store)
         solves = [
-            _row([name, *map(_number, np.quantile(known, _SHARES))])
+            _row([name, *map(number, np.quantile(known, _SHARES))])
             for name, values in (
                 ("iterations", log.iterations),
                 ("true residual", log.residuals),
@@ -347,8 +307,10 @@ class _Report:
             "fields": [
                 _row(
                     [
-                        *(spec.name, spec.role, spec.units, _digits(found.low)),
-                        *(_digits(found.high), _components(found.mean), _components(found.std)),
+                        field_name(spec),
+                        *(spec.role, "-" if spec.units == "1" else spec.units),
+                        digits(found.low),
+                        *(digits(found.high), components(found.mean), components(found.std)),
                     ]
                 )
                 for spec, found in field_moments(store)
@@ -381,7 +343,7 @@ class _Report:
         if checks:
             rel = _section(checks[-1], "rel_l2")
             facts["validation error"] = ", ".join(
-                f"{key} {_percent(rel[key])}" for key in SUMMARY if key in rel
+                f"{key} {percent(rel[key])}" for key in SUMMARY if key in rel
             )
         if not facts:
             text = (
@@ -391,7 +353,7 @@ class _Report:
             )
             return {"text": text, "facts": []}
         text = f"State: {self._train.get('state', 'unknown')}. The last line of the training log:"
-        return {"text": text, "facts": [(key, _text(value)) for key, value in facts.items()]}
+        return {"text": text, "facts": [(key, one_line(value)) for key, value in facts.items()]}
 
     def _solver(self) -> dict[str, Any]:
         chosen, reason = self._campaign.get("solver", ""), self._campaign.get("reason", "")
@@ -408,7 +370,7 @@ class _Report:
             "operator applications": self._campaign.get("operator_applies_mean"),
             "preconditioner applications": self._campaign.get("pc_applies_mean"),
         }
-        known = [f"{value:.1f} {name}" for name, value in means.items() if value is not None]
+        known = [f"{number(value)} {name}" for name, value in means.items() if value is not None]
         if known:
             words.append(f"Mean per solve: {', '.join(known)}.")
         worst = self._campaign.get("worst_true_relres")
@@ -422,7 +384,7 @@ class _Report:
         ]
         rows = [
             _row(
-                [_text(row.get(key, "")) for key in head],
+                [one_line(row.get(key, "")) for key in head],
                 "chosen" if str(reason).startswith(f"{row.get('solver')}:") else "",
             )
             for row in pilot
@@ -467,7 +429,9 @@ class _Report:
     def _run(self) -> dict[str, Any]:
         manifest = self._manifest
         keys = ("created", "host", "ranks", "seed", "simlab", "commit", "state")
-        run = [(key, _text(manifest[key])) for key in keys if manifest.get(key) not in (None, "")]
+        run = [
+            (key, one_line(manifest[key])) for key in keys if manifest.get(key) not in (None, "")
+        ]
         tables = [("run", run), ("versions", _flat(_section(manifest, "versions")))]
         loose = {key: value for key, value in self._case.items() if not isinstance(value, Mapping)}
         tables.append(("case", _flat(loose)))
@@ -480,7 +444,7 @@ class _Report:
         return {
             "command": command if isinstance(command, str) else shlex.join(map(str, command)),
             "tables": [
-                (name, [(key, _text(value)) for key, value in rows])
+                (name, [(key, one_line(value)) for key, value in rows])
                 for name, rows in tables
                 if rows
             ],
@@ -510,12 +474,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _section(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = table.get(name)
     return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _shown_path(run_dir: str | Path) -> str:
-    """Return the path relative to the working directory when the run is inside it."""
-    path = Path(run_dir).resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -554,45 +512,3 @@ def _timing(
 
 def _big(value: float | None) -> float:
     return math.inf if value is None else value
-
-
-def _percent(value: float | None) -> str:
-    """Write a share with three digits: ``1.23 %``; a dash where it is not finite."""
-    return "-" if value is None else f"{_digits(100 * value)} %"
-
-
-def _digits(value: float) -> str:
-    """Write a number with three digits that count, without an exponent where one can."""
-    if value == 0 or not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}"
-
-
-def _number(value: float) -> str:
-    """Write whole numbers whole, others with three digits."""
-    return f"{value:,.0f}" if value == round(value) else _digits(value)
-
-
-def _components(values: np.ndarray) -> str:
-    """Write a scalar, or the components of a vector or tensor."""
-    return ", ".join(_digits(float(value)) for value in values.ravel())
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def _text(value: Any) -> str:
-    """Write any value of a case, a manifest or a pilot in one short line."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: ""}[value]
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        words = [_text(item) for item in value]
-        return ", ".join(words[:12]) + (f", ... ({len(words)})" if len(words) > 12 else "")
-    return str(value)

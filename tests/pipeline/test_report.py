@@ -16,7 +16,8 @@ from simlab.core.errors import StoreError
 from simlab.core.samples import Sample
 from simlab.pipeline.evaluate import evaluate
 from simlab.pipeline.plots import save_figures
-from simlab.pipeline.report import snippets, write_report
+from simlab.pipeline.report import write_report
+from simlab.pipeline.snippets import snippets
 from simlab.store.schema import Axis, Boundary, FieldSpec, Schema
 from simlab.store.store import SnapshotStore
 
