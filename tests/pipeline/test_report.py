@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tomli_w
-from browser import measure, screenshot
+from browser import find_browser, measure, screenshot
 
 from simlab.core.errors import StoreError
 from simlab.core.samples import Sample
@@ -433,3 +433,13 @@ def test_readers_never_see_half_a_page(whole, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before
+
+
+def test_a_missing_browser_skips_here_and_fails_under_ci(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+        find_browser()
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+        find_browser()
