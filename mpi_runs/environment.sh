@@ -5,6 +5,7 @@ export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks 
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe        # the same, 5.x
 export OMPI_MCA_hwloc_base_binding_policy=none                     # two jobs must not share a core
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"                     # ranks are the parallelism
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"                 # waiting threads sleep
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 simlab="${SIMLAB:-$root/.venv/bin/simlab}"

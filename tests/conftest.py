@@ -8,6 +8,7 @@ from pathlib import Path
 
 for name, value in {
     "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
     "MPLBACKEND": "Agg",
     "WANDB_MODE": "disabled",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +142,7 @@ def train(
     verbose: Verbose = False,
 ) -> int:
     """Train the case's operator on the run's store, finished or still being written."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded, see online.py
     from simlab.pipeline.training import train_run
 
     configure_logging(verbose=verbose)

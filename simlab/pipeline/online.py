@@ -41,13 +41,18 @@ _LAUNCHER_SETTINGS = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
 
 
 def launch_environment(threads: int = 1) -> dict[str, str]:
-    """Return the environment of a child: what an outer launcher left is removed, settings stay."""
+    """Return the environment of a child: what an outer launcher left is removed, settings stay.
+
+    OpenMP threads sleep while they wait for each other. Spinning, as they do by default, made a
+    training step on two threads a hundred times slower when another process had one of the cores.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(_LAUNCHER_WORDS)
         or (name.startswith(_LAUNCHER_SETTINGS) and not name.startswith("OMPI_MCA_ess"))
     }
+    kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return kept | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
