@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import sys
 import threading
 import time as clock
 from collections.abc import Callable, Mapping
@@ -163,6 +164,8 @@ class Writer:
         self.close()
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # the helper thread is frozen by now, perhaps with its lock held
+            return
         syncer = getattr(self, "_syncer", None)
         if syncer is not None and not self._is_closed:
             files.mark_alive(self.id, False)
