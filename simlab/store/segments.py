@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import sys
 import threading
 import time as clock
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,6 +119,11 @@ class _Syncer:
                 self.error = self.error or error
 
 
+def _release(writer: str, syncer: _Syncer) -> None:
+    syncer.stop()
+    files.mark_alive(writer, False)
+
+
 class Writer:
     """Appends trajectories to the store; one per process that writes. A context manager.
 
@@ -156,20 +161,14 @@ class Writer:
         self._syncer = _Syncer()
         self._outputs = {spec.name: number for number, spec in enumerate(schema.outputs)}
         files.mark_alive(self.id, True)
+        # when collected, or at exit while the helper thread still runs, without a closing record
+        self._release = weakref.finalize(self, _release, self.id, self._syncer)
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if sys.is_finalizing():  # the helper thread is frozen by now, perhaps with its lock held
-            return
-        syncer = getattr(self, "_syncer", None)
-        if syncer is not None and not self._is_closed:
-            files.mark_alive(self.id, False)
-            syncer.stop()
 
     def begin(
         self,
@@ -306,8 +305,7 @@ class Writer:
                 self._syncer.flush()
         finally:
             self._is_closed = True
-            self._syncer.stop()
-            files.mark_alive(self.id, False)
+            self._release()
 
     def _check_usable(self) -> None:
         if self._is_closed or self._pid != os.getpid():

@@ -443,7 +443,8 @@ for traj in range(100):
 """
     words = [sys.executable, "-c", script, str(tmp_path / "s")]
     for _ in range(3):
-        subprocess.run(words, check=True, timeout=60)
+        ended = subprocess.run(words, check=True, timeout=60, capture_output=True, text=True)
+        assert ended.stderr == ""
         store = SnapshotStore.open(tmp_path / "s")
         store.recover()
         store.seal(final=True)
