@@ -109,7 +109,7 @@ def run(
             print_table(f"{family}, {cells}^{dim}", rows[-len(names) :], _COLUMNS)
     ratios = _ratios(rows)
     if ranks:
-        ratios |= _parallel_efficiency(quick)
+        ratios["parallel_efficiency"] = _parallel_efficiency(quick)
     print_ratios(ratios, GOALS)
     return outcome("darcy", rows, ratios)
 
@@ -224,19 +224,13 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _parallel_efficiency(quick: bool) -> dict[str, float | None]:
-    """Return time per sample on one rank over that on two, the best of alternating runs.
-
-    In wall time, and in CPU time, which a busy machine disturbs less: it sees what two ranks take
-    from each other (caches, memory), not what other people's processes take.
-    """
-    ratios: dict[str, float | None] = {"parallel_efficiency": None, "parallel_efficiency_cpu": None}
+def _parallel_efficiency(quick: bool) -> float | None:
+    """Return time per sample on one rank over that on two, each the best of alternating runs."""
     launcher = environment.read("SIMLAB_MPIRUN", "mpirun").split()
     if shutil.which(launcher[0]) is None:
         Console().print(f"no process launcher {launcher[0]!r}: parallel efficiency not measured")
-        return ratios
-    wall: dict[int, list[float]] = {1: [], 2: []}
-    cpu: dict[int, list[float]] = {1: [], 2: []}
+        return None
+    seconds: dict[int, list[float]] = {1: [], 2: []}
     words = ["--cells", "128", "--samples", "100" if quick else "300"]
     for turn in range(2 if quick else 4):
         for n_ranks in (1, 2) if turn % 2 == 0 else (2, 1):
@@ -252,10 +246,6 @@ def _parallel_efficiency(quick: bool) -> dict[str, float | None]:
                 lines = [line for line in done.stderr.splitlines() if "---" not in line]
                 said = " ".join(" ".join(lines).split())[:300] or "no message"
                 Console().print(f"parallel efficiency not measured: {launcher[0]}: {said}")
-                return ratios
-            measured = json.loads(done.stdout.splitlines()[-1])
-            wall[n_ranks].append(measured["wall"])
-            cpu[n_ranks].append(measured["cpu"])
-    ratios["parallel_efficiency"] = min(wall[1]) / min(wall[2])
-    ratios["parallel_efficiency_cpu"] = min(cpu[1]) / min(cpu[2])
-    return ratios
+                return None
+            seconds[n_ranks].append(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    return min(seconds[1]) / min(seconds[2])
