@@ -120,7 +120,7 @@ def pdebench(
     typer.echo(str(made))
 
 
-@view.command()
+@app.command()
 def xdmf(
     path: _Directory,
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "train",

@@ -59,7 +59,7 @@ def xdmf(
     if ids is not None:
         missing = sorted(set(ids) - set(chosen.ids.tolist()))
         if missing:
-            raise ConfigError(f"view xdmf: trajectory {missing[0]} is not sealed in {split}")
+            raise ConfigError(f"xdmf: trajectory {missing[0]} is not sealed in {split}")
     wanted = [i for i, traj in enumerate(chosen.ids.tolist()) if ids is None or traj in set(ids)]
     made = []
     schema = store.schema
@@ -166,7 +166,7 @@ def _top_cells(mesh: Mesh) -> list[str]:
     """Return the cell types of the highest dimension."""
     unknown = sorted(set(mesh.cells) - set(_CELLS))
     if unknown:
-        raise ConfigError(f"view xdmf: cells of type {unknown[0]!r} are not supported")
+        raise ConfigError(f"xdmf: cells of type {unknown[0]!r} are not supported")
     top = max(_CELLS[kind][0] for kind in mesh.cells)
     return [kind for kind in mesh.cells if _CELLS[kind][0] == top]
 

@@ -137,7 +137,7 @@ def test_command_line(tmp_path, run):
     assert run("verify", store.path, "--deep").exit_code == 0
     assert run("stats", store.path).stdout == (store.path / "stats.yaml").read_text()
     assert run("view", "pdebench", store.path).stdout.strip().endswith("pdebench_toy.hdf5")
-    assert run("view", "xdmf", store.path, "--split", "test").stdout.strip().endswith(".xdmf")
+    assert run("xdmf", store.path, "--split", "test").stdout.strip().endswith(".xdmf")
     victim = next((store.path / "data" / "train").glob("*.h5"))
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 16
