@@ -19,6 +19,7 @@ import torch
 
 from simlab.core.config import as_table, build
 from simlab.core.errors import SchemaError, StoreError
+from simlab.core.metrics import relative_l2, summary
 from simlab.core.runs import publish, software
 from simlab.core.samples import Sample, Trajectory
 from simlab.learn.encoding import Encoding, Ranges
@@ -26,18 +27,10 @@ from simlab.learn.networks import ScaledNetwork
 from simlab.learn.settings import TrainSettings
 from simlab.store.schema import Schema
 
-__all__ = ["Model", "quantiles"]
+__all__ = ["Model"]
 
 _FORMAT = 1
 _CHUNK = 64
-
-
-def quantiles(errors: np.ndarray) -> dict[str, float]:
-    """Return mean, median, p95, p99 and max of errors of shape (n,)."""
-    median, p95, p99 = np.quantile(errors, [0.5, 0.95, 0.99])
-    values = (errors.mean(), median, p95, p99, errors.max())
-    names = ("mean", "median", "p95", "p99", "max")
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
 class Model:
@@ -107,7 +100,7 @@ class Model:
     def errors(self, trajectories: Iterable[Trajectory]) -> np.ndarray:
         """Return relative L2 errors over space and time, shape (n,), float64.
 
-        One per trajectory: the largest over its fields.
+        One per trajectory: the largest over its fields, those whose truth vanishes left out.
         """
         found: list[np.ndarray] = []
         for group in _groups(trajectories, max(1, _CHUNK // self.encoding.n_times)):
@@ -115,18 +108,15 @@ class Model:
             worst = np.zeros(len(group))
             for name, prediction in predictions.items():
                 truth = np.stack([trajectory.outputs[name] for trajectory in group])
-                truth = truth.reshape(len(group), -1).astype(np.float64)
-                error = np.linalg.norm(prediction.reshape(truth.shape) - truth, axis=1)
-                norm = np.maximum(np.linalg.norm(truth, axis=1), np.finfo(np.float32).tiny)
-                worst = np.maximum(worst, error / norm)
+                worst = np.fmax(worst, relative_l2(prediction, truth))
             found.append(worst)
         return np.concatenate(found) if found else np.zeros(0)
 
     def validate(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """Measure the error on trajectories that were never trained on, and keep its quantiles."""
         errors = self.errors(trajectories)
-        self.validation = quantiles(errors) | {"n": float(len(errors))}
-        return quantiles(errors)
+        self.validation = summary(errors) | {"n": float(len(errors))}
+        return summary(errors)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and scales by name.

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from simlab.core.errors import SimlabError
+from simlab.core.metrics import summary
 from simlab.core.runs import publish
 from simlab.core.samples import Trajectory
 from simlab.core.surrogate import Surrogate
@@ -43,7 +44,7 @@ from simlab.pipeline.curves import (
     throughput_curves,
     validation_curve,
 )
-from simlab.pipeline.evaluate import Evaluation, summary
+from simlab.pipeline.evaluate import Evaluation
 from simlab.pipeline.pictures import Comparison, can_show, gallery, new_axes, panels, show, views
 from simlab.pipeline.statistics import solver_log
 from simlab.store.store import SnapshotStore

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from simlab.core.errors import ConfigError, SchemaError, StoreError
+from simlab.core.metrics import relative_l2, summary
 from simlab.core.samples import Sample, Trajectory
 from simlab.core.surrogate import Surrogate
-from simlab.pipeline.evaluate import Evaluation, evaluate, mean_outputs, relative_l2, summary
+from simlab.pipeline.evaluate import Evaluation, evaluate, mean_outputs
 
 SEED = 60317
 VALUES = st.floats(-1e3, 1e3).map(lambda value: value if abs(value) > 1e-100 else 0.0)
