@@ -225,7 +225,7 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _parallel_efficiency(quick: bool) -> float | None:
-    """Return time per sample on one rank over that on two, each the best of alternating runs."""
+    """Return time per sample on one rank over that on two, medians of alternating runs."""
     launcher = environment.read("SIMLAB_MPIRUN", "mpirun").split()
     if shutil.which(launcher[0]) is None:
         Console().print(f"no process launcher {launcher[0]!r}: parallel efficiency not measured")
@@ -248,4 +248,4 @@ def _parallel_efficiency(quick: bool) -> float | None:
                 Console().print(f"parallel efficiency not measured: {launcher[0]}: {said}")
                 return None
             seconds[n_ranks].append(json.loads(done.stdout.splitlines()[-1])["seconds"])
-    return min(seconds[1]) / min(seconds[2])
+    return float(np.median(seconds[1]) / np.median(seconds[2]))

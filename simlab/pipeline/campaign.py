@@ -194,7 +194,7 @@ def run_campaign(
             for ids in phases:
                 chain.walk(np.array_split(ids, group.n_groups)[group.index], tally)
                 wait_for_all(comm)
-                with agreement(comm):
+                with chain.clock("seal"), agreement(comm):
                     if comm.rank == 0:
                         store.seal(final=True)
         outcome = chain.finish()

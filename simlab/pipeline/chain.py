@@ -84,7 +84,7 @@ class Chain:
         self._case, self._run, self._store, self._group = case, run, store, group
         self._workspace = case.family.setup(group.comm)
         self._state: Any = None
-        self._clock = Clock()
+        self.clock = Clock()
         self._outcome = Outcome()
         self.solver_name = ""
 
@@ -121,12 +121,12 @@ class Chain:
     def _solve(self, index: int, writer: Any) -> None:
         case, outcome = self._case, self._outcome
         try:
-            with self._clock("draw"), agreement(self._group.comm):
+            with self.clock("draw"), agreement(self._group.comm):
                 mu = case.family.space.sample(1, case.campaign.seed, index)[0]
                 self._begin(mu, writer)
-            for step in trajectory(case.family, mu, self._workspace, self._step, self._clock):
+            for step in trajectory(case.family, mu, self._workspace, self._step, self.clock):
                 report = step.result.report
-                with self._clock("write"), agreement(self._group.comm):
+                with self.clock("write"), agreement(self._group.comm):
                     if writer is not None:
                         writer.append(
                             index,
@@ -144,7 +144,7 @@ class Chain:
                 outcome.solves += 1
                 outcome.worst_relres = max(outcome.worst_relres, report.true_relres)
                 self.solver_name = report.solver
-            with self._clock("write"), agreement(self._group.comm):
+            with self.clock("write"), agreement(self._group.comm):
                 if writer is not None:
                     writer.finish(index)
             outcome.done += 1
@@ -171,7 +171,7 @@ class Chain:
 
     def finish(self) -> Outcome:
         """Return what this group did."""
-        self._outcome.wall, self._outcome.cpu = self._clock.wall, dict(self._clock.cpu)
+        self._outcome.wall, self._outcome.cpu = self.clock.wall, dict(self.clock.cpu)
         return self._outcome
 
     def destroy(self) -> None:
