@@ -113,6 +113,9 @@ class Chain:
         finally:
             if writer is not None:
                 writer.close()
+        if writer is not None:
+            with self.clock("seal"):
+                self._store.seal(final=True, writer=writer.id)
 
     def _stop_requested(self) -> bool:
         stop = self._run.stop_requested() if self._group.is_root else False

@@ -182,17 +182,20 @@ def is_alive(writer: str, path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path, *, wait: float) -> Iterator[bool]:
-    """Hold an exclusive lock file; yields False when another process keeps it for ``wait`` s.
+def locked(path: Path, *, wait: float, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock file, alone or with others that share it.
+
+    Yields False when another process keeps it for ``wait`` seconds.
 
     The kernel drops the lock when its holder dies, so it is never stale.
     """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         deadline = time.monotonic() + wait
         while True:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
                 break
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from simlab.core.errors import StoreError
 from simlab.store import files, shards
-from simlab.store.inflight import SegmentState
+from simlab.store.inflight import SegmentState, writer_of
 from simlab.store.manifest import blank_damaged, trim_torn
 from simlab.store.records import STEP_BODY, Kind, has_record_after, scan
 from simlab.store.shards import Row
@@ -119,17 +119,23 @@ def harvest(fd: int, name: str) -> _Harvest:
     return _Harvest(rows, list(live.values()), end, is_damaged)
 
 
-def seal(store: SnapshotStore, *, final: bool, shard_bytes: int = SHARD_BYTES) -> list[str]:
-    """Seal what can be sealed; return the names of new shards below ``data/``."""
+def seal(
+    store: SnapshotStore, *, final: bool, writer: str = "", shard_bytes: int = SHARD_BYTES
+) -> list[str]:
+    """Seal what can be sealed; return the names of new shards below ``data/``.
+
+    With ``writer`` only that writer's segments, side by side with other writers that seal theirs.
+    """
     made: list[str] = []
     wait = _WAIT_SECONDS if final else 0.0
-    with files.reported(store.path), _exclusive(store, wait=wait) as is_held:
+    with files.reported(store.path), _lock(store, wait=wait, shared=bool(writer)) as is_held:
         if not is_held:
             if final:
                 raise StoreError(f"{store.path}: another process has been sealing for minutes")
             return made
-        _tidy(store, RecoverReport())
-        for batch in _batches(store, final, shard_bytes):
+        if not writer:
+            _tidy(store, RecoverReport())
+        for batch in _batches(store, final, writer, shard_bytes):
             made += _seal_batch(store, batch, shard_bytes)
     store.refresh()
     return made
@@ -138,7 +144,7 @@ def seal(store: SnapshotStore, *, final: bool, shard_bytes: int = SHARD_BYTES) -
 def recover(store: SnapshotStore) -> RecoverReport:
     """Put right what a crash left behind; live writers are not touched."""
     report = RecoverReport()
-    with files.reported(store.path), _exclusive(store, wait=_WAIT_SECONDS) as is_held:
+    with files.reported(store.path), _lock(store, wait=_WAIT_SECONDS) as is_held:
         if not is_held:
             raise StoreError(f"{store.path}: another process has been sealing for minutes")
         for name in blank_damaged(store.path / "manifest", store.path / "quarantine"):
@@ -162,8 +168,9 @@ def quarantine(store: SnapshotStore, path: Path, reason: str) -> Path:
 
 
 @contextmanager
-def _exclusive(store: SnapshotStore, *, wait: float) -> Iterator[bool]:
-    with files.locked(store.path / "inflight" / "seal.lock", wait=wait) as is_held:
+def _lock(store: SnapshotStore, *, wait: float, shared: bool = False) -> Iterator[bool]:
+    lock = store.path / "inflight" / "seal.lock"
+    with files.locked(lock, wait=wait, shared=shared) as is_held:
         if is_held:
             store.refresh()
         yield is_held
@@ -258,10 +265,14 @@ def _keep_head(store: SnapshotStore, path: Path, end: int) -> None:
     files.rename(draft, path)
 
 
-def _batches(store: SnapshotStore, final: bool, shard_bytes: int) -> Iterator[list[SegmentState]]:
+def _batches(
+    store: SnapshotStore, final: bool, writer: str, shard_bytes: int
+) -> Iterator[list[SegmentState]]:
     """Group the segments that may be sealed now."""
     batch: list[SegmentState] = []
     for name in sorted(store.inflight.segments):
+        if writer and writer_of(name) != writer:
+            continue
         state = store.inflight.segments[name]
         is_ready = state.is_closed and state.is_full
         if not is_ready and not (final and not store.inflight.is_writable(name)):

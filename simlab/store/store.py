@@ -267,15 +267,18 @@ class SnapshotStore:
             segment_bytes=segment_bytes,
         )
 
-    def seal(self, final: bool = False, *, shard_bytes: int = SHARD_BYTES) -> list[str]:
+    def seal(
+        self, final: bool = False, *, writer: str = "", shard_bytes: int = SHARD_BYTES
+    ) -> list[str]:
         """Turn segments into shards; return the names of the new ones below ``data/``.
 
         Takes full segments whose trajectories have all ended; with ``final`` also those, full or
         not, whose writer is closed or dead, and then writes ``stats.yaml``. Without ``final`` it
-        returns at once when another process is sealing.
+        returns at once when another process is sealing. With ``writer``, the id of a closed writer,
+        only its segments are taken: several processes may each seal their own at the same time.
         """
-        made = seal(self, final=final, shard_bytes=shard_bytes)
-        if final:
+        made = seal(self, final=final, writer=writer, shard_bytes=shard_bytes)
+        if final and not writer:
             self.stats()
         return made
 

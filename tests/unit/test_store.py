@@ -1,6 +1,7 @@
 """The store through its public interface: writing, sealing, reading, following, counting."""
 
 import json
+import multiprocessing
 import os
 import pickle
 
@@ -473,3 +474,38 @@ def test_schema_refuses_ambiguous_names():
         Schema("s", axis, (FieldSpec("u"),), parameters={"u": "1"})
     with pytest.raises(SchemaError, match="no '/'"):
         Schema("s", axis, (FieldSpec("u/v"),))
+
+
+def _write_and_seal(path, trajs, barrier):
+    """What one of several group roots does at the end of its chain."""
+    store = SnapshotStore.open(path)
+    with store.writer(segment_bytes=2000) as writer:
+        for traj in trajs:
+            write(writer, store.schema, traj)
+    barrier.wait(30)
+    assert store.seal(final=True, writer=writer.id)
+
+
+def test_writers_seal_their_own_segments_side_by_side(tmp_path, schema):
+    store = SnapshotStore.create(tmp_path / "many", schema, n=60, seed=SEED)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    parts = [range(k, 60, 3) for k in range(3)]
+    workers = [
+        context.Process(target=_write_and_seal, args=(store.path, part, barrier)) for part in parts
+    ]
+    with store.writer() as other:  # a live writer's segment is nobody else's business
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0, 0, 0]
+        assert store.is_complete()
+        assert store.status().n_unsealed == 0
+        assert other.id
+    store.seal(final=True)
+    assert not store.verify(deep=True)
+    for name in store.fractions:
+        assert store.split(name).ids.tolist() == store.ids(name).tolist()
+        assert_split_is_exact(schema, store.split(name))
+    assert (store.path / "stats.yaml").is_file()
