@@ -152,6 +152,8 @@ def train(
     if dry_run:
         return _print_plan(resolved, max(solver_ranks, 1), directory)
     here = _training_run(resolved, directory)
+    if not attach:
+        here.forget_stop()
     train_run(resolved, here, solver_ranks, resume=resume or attach, fresh=fresh)
     return 0
 

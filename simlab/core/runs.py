@@ -162,7 +162,7 @@ class RunDirectory:
                 [f"{line}: the case changed since this run began" for line in changed],
                 str(self.path),
             )
-        self._stop.unlink(missing_ok=True)
+        self.forget_stop()
 
     def _begin(self, case: Mapping[str, Any], facts: Mapping[str, Any], fresh: bool) -> None:
         if fresh and self._manifest.is_file():
@@ -275,6 +275,10 @@ class RunDirectory:
     def request_stop(self) -> None:
         """Ask every process of this run to stop after the sample or batch at hand."""
         self._stop.touch()
+
+    def forget_stop(self) -> None:
+        """Take back an earlier request: somebody wants to go on."""
+        self._stop.unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:
         """Return whether a stop was asked for; costs one stat call."""

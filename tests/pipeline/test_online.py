@@ -114,3 +114,21 @@ def test_run_refuses_to_be_started_under_a_launcher(tmp_path) -> None:
     assert done.returncode == 2
     assert "without mpirun" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_of_its_own_follows_a_finished_campaign(tmp_path) -> None:
+    out = tmp_path / "run"
+    words = [CASES / "darcy_online.toml", "--smoke", "--out", out]
+    assert simlab("generate", *words).returncode == 0
+    (out / "STOP").touch()  # left by an earlier stop: a new command goes on
+    trained = simlab("train", *words)
+    assert trained.returncode == 0, trained.stderr
+    again = simlab("train", *words)
+    assert again.returncode == 2
+    assert "--resume goes on with it" in again.stderr
+    judged = simlab("evaluate", out)
+    assert judged.returncode == 0, judged.stderr
+    assert "mean output" in judged.stdout
+    drawn = simlab("plot", out)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (out / "figures" / "prediction_u.png").is_file()
