@@ -73,8 +73,8 @@ class FileFields:
             first = self.start + start
             if first + n > stack.shape[0]:
                 raise ConfigError(
-                    f"{stack.name}: holds {stack.shape[0]} fields, but rows {first} to "
-                    f"{first + n - 1} are asked for; ask for fewer samples"
+                    f"{stack.name}: holds {stack.shape[0]} fields, but {first + n} are asked for; "
+                    f"there are enough for n = {max(stack.shape[0] - self.start, 0)} samples"
                 )
             rows = self._values(stack, first, first + n)
         if rows.shape[1:] != shape:
