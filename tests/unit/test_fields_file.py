@@ -104,7 +104,9 @@ def test_a_rewritten_file_is_read_again(tmp_path):
 def test_start_skips_rows_and_running_out_is_an_error(tmp_path):
     source = FileFields(file=write(tmp_path / "a.npy", VALUES), start=4)
     np.testing.assert_array_equal(source.draw((5, 4), 2, seed=9)[1].values, VALUES[5])
-    with pytest.raises(ConfigError, match="holds 6 fields, but 7 are asked for; there are enough for n = 2"):
+    with pytest.raises(
+        ConfigError, match="holds 6 fields, but 7 are asked for; there are enough for n = 2"
+    ):
         source.draw((5, 4), 3, seed=9)
     with pytest.raises(ConfigError, match="start = 6 skips all 6"):
         FileFields(file=tmp_path / "a.npy", start=6).validate((5, 4))
