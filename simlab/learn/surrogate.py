@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from simlab.core.errors import ConfigError
+from simlab.core.progress import Progress
 from simlab.core.samples import Sample, Trajectory
 from simlab.learn.model import Model
 from simlab.learn.operators import Operator, operators
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import MemoryStream
-from simlab.learn.trainer import Observer, Trainer
+from simlab.learn.trainer import Observer, Trainer, shown_by
 from simlab.store.schema import Axis, FieldSpec, Schema
 
 __all__ = ["NeuralSurrogate"]
@@ -92,9 +93,10 @@ class NeuralSurrogate:
             if len(trajectories) >= _FEWEST_TO_SPLIT:
                 validation = trajectories[::_HELD_OUT]
                 trajectories = [t for i, t in enumerate(trajectories) if i % _HELD_OUT]
-        trainer = Trainer(self.train, schema, observers=observers)
         stream = MemoryStream(trajectories, schema, self.train.seed)
-        self._model = trainer.run(stream, validation)
+        with Progress("fitting", self.train.n_batches, unit="batch") as progress:
+            trainer = Trainer(self.train, schema, observers=(*observers, shown_by(progress)))
+            self._model = trainer.run(stream, validation)
         return self
 
     def predict(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ import torch
 
 from simlab.core.config import as_table, differences
 from simlab.core.errors import ConfigError, ConvergenceError, StoreError
+from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
 from simlab.learn.encoding import Normaliser, Ranges
@@ -39,12 +40,22 @@ from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Item, Stream
 from simlab.store.schema import Schema
 
-__all__ = ["Trainer"]
+__all__ = ["Trainer", "shown_by"]
 
 log = logging.getLogger("simlab.train")
 
 _IDLE_SECONDS = 0.01
 Observer = Callable[..., Any]
+
+
+def shown_by(progress: Progress) -> Observer:
+    """Return an observer that moves a progress bar."""
+
+    def show(kind: str, **values: Any) -> None:
+        if kind == "train":
+            progress.update(values["batch"], f"loss {values['loss']:.2e}")
+
+    return show
 
 
 class Trainer:

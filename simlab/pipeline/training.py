@@ -44,7 +44,7 @@ def train_run(
         When a model or checkpoint is there and neither ``resume`` nor ``fresh`` was asked for.
     """
     from simlab.learn.stream import FollowedStream
-    from simlab.learn.trainer import Trainer
+    from simlab.learn.trainer import Trainer, shown_by
 
     assert case.train is not None
     if run.model.exists():
@@ -66,16 +66,11 @@ def train_run(
             facts["state"] = "stopped"
             return
         progress = Progress("training", case.train.n_batches, unit="batch")
-
-        def show(kind: str, **values: Any) -> None:
-            if kind == "train":
-                progress.update(values["batch"], f"loss {values['loss']:.2e}")
-
         trainer = Trainer(
             case.train,
             store.schema,
             run.model,
-            observers=(run.log_metric, show),
+            observers=(run.log_metric, shown_by(progress)),
             solver_ranks=solver_ranks,
         )
         stream = FollowedStream(run.store)
