@@ -55,7 +55,7 @@ class TrainSettings:
     )
     n_batches: int = Field(2000, ge=1)
     max_seconds: float | None = Field(None, gt=0)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(8, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
