@@ -1,4 +1,4 @@
-# Read by the scripts beside it (source, do not run): what launchers want on a laptop, in a
+# Read by the scripts beside it, or by your shell (source, do not run): what launchers want on a laptop, in a
 # container and as root. On a cluster none of it is needed, and none of it does harm.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1   # Open MPI as root (containers)
 export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks than cores, 4.x
@@ -12,5 +12,5 @@ simlab="${SIMLAB:-$root/.venv/bin/simlab}"
 mpirun="${SIMLAB_MPIRUN:-mpirun}"
 if [ ! -x "$simlab" ]; then
     echo "no $simlab: run \`make setup\` first, or set SIMLAB to the simlab command" >&2
-    exit 1
+    return 1 2>/dev/null || exit 1
 fi

@@ -25,7 +25,7 @@ import typer
 from simlab.cli import probes
 from simlab.core import comm, environment
 from simlab.core.errors import DependencyError
-from simlab.pipeline.online import launch_environment
+from simlab.pipeline.online import launch_environment, refusal
 
 __all__ = [
     "Finding",
@@ -45,12 +45,6 @@ _SETUP = "run `make setup` (docs/install.md)"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _FAMILIES = ("open mpi", "intel", "mpich")
 _WORLD_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
-_REFUSALS = {
-    "as root": "a launcher run as root wants OMPI_ALLOW_RUN_AS_ROOT=1 and "
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; `make` and the scripts in mpi_runs/ set them",
-    "not enough slots": "more ranks than cores want OMPI_MCA_rmaps_base_oversubscribe=1 (Open MPI "
-    "5: PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe); `make` and mpi_runs/ set them",
-}
 
 
 @dataclass(frozen=True)
@@ -237,9 +231,9 @@ def check_handshake(timeout: float = 60.0) -> list[Finding]:
         ]
     answer = _last_json(text)
     if answer is None or "error" in answer or code != 0:
-        for words, remedy in _REFUSALS.items():
-            if words in text:
-                return [Finding("handshake", "the launcher refuses", "fault", remedy)]
+        remedy = refusal(text)
+        if remedy:
+            return [Finding("handshake", "the launcher refuses", "fault", remedy)]
         last = answer.get("error") if answer else (text.strip().splitlines() or ["no output"])[-1]
         return [Finding("handshake", f"exit code {code}: {last}", "fault", _SETUP)]
     return [_judged(answer, 2)]

@@ -29,7 +29,7 @@ from simlab.core.progress import Progress, console
 from simlab.core.runs import RunDirectory
 from simlab.core.signals import interrupts
 
-__all__ = ["launch_environment", "solver_command", "supervise"]
+__all__ = ["launch_environment", "refusal", "solver_command", "supervise"]
 
 log = logging.getLogger("simlab.run")
 
@@ -37,7 +37,18 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60.0
 _ENDED_WELL = (0, 3)  # 3: finished, some samples failed
 _LAUNCHER_WORDS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "MPI_LOCAL")
+_REFUSALS = {
+    "as root": "a launcher run as root wants OMPI_ALLOW_RUN_AS_ROOT=1 and "
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; `make` and mpi_runs/environment.sh set them",
+    "not enough slots": "more ranks than cores want OMPI_MCA_rmaps_base_oversubscribe=1 (Open MPI "
+    "5: PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe); set likewise",
+}
 _LAUNCHER_SETTINGS = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
+
+
+def refusal(text: str) -> str:
+    """Return what to do about a launcher that said this, or nothing when it did not refuse."""
+    return next((remedy for words, remedy in _REFUSALS.items() if words in text), "")
 
 
 def launch_environment(threads: int = 1) -> dict[str, str]:
@@ -80,6 +91,7 @@ class _Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    begin: int  # where this start's words begin in the log
 
     @property
     def code(self) -> int | None:
@@ -90,7 +102,10 @@ class _Child:
             os.killpg(self.process.pid, number)
 
     def last_words(self, n_lines: int = 12) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = self.log.read_bytes()[self.begin :].decode(errors="replace")
+        lines = text.splitlines()
+        if refusal(text):
+            return refusal(text)
         errors = [line for line in lines if line.startswith("error:")]
         return "\n".join(errors[-1:] or lines[-n_lines:])
 
@@ -99,6 +114,7 @@ def _start(name: str, command: Sequence[str], run: RunDirectory, threads: int) -
     directory = run.path / "logs"
     directory.mkdir(exist_ok=True)
     path = directory / f"{name}.log"
+    begin = path.stat().st_size if path.exists() else 0
     with path.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -109,7 +125,7 @@ def _start(name: str, command: Sequence[str], run: RunDirectory, threads: int) -
             start_new_session=True,  # Ctrl-C reaches the supervisor only
         )
     log.info("%s started (pid %d), log in %s", name, process.pid, path)
-    return _Child(name, process, path)
+    return _Child(name, process, path, begin)
 
 
 class _Watch:
