@@ -1,8 +1,7 @@
 """One measurement of sample-parallel speed, started under ``mpirun`` by a bench.
 
 Every rank walks its own samples (weak scaling): draw, assemble, solve with ``auto``. After the
-pilot they go in rounds of ten samples that all ranks begin together; a round takes as long as its
-slowest rank. Prints the median wall seconds of a round.
+pilot all begin together; prints the wall seconds of the slowest rank.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import json
 import time
 from typing import Any
 
-import numpy as np
-
 from simlab.core.comm import self_comm, world
 from simlab.linalg.system import solvers
 from simlab.problems.family import families
@@ -21,7 +18,6 @@ from simlab.problems.family import families
 __all__ = ["main"]
 
 _WARM_UP = 5  # samples before the clock starts; the pilot is among them
-_ROUND = 10
 
 
 def main() -> None:
@@ -45,16 +41,12 @@ def main() -> None:
         return state
 
     state = walk(first, _WARM_UP, state)
-    rounds = []
-    for start in range(first + _WARM_UP, first + _WARM_UP + words.samples, _ROUND):
-        comm.Barrier()
-        begin = time.perf_counter()
-        state = walk(start, _ROUND, state)
-        rounds.append(time.perf_counter() - begin)
-    everyone = comm.gather(rounds)
-    if everyone is not None:
-        seconds = float(np.median(np.max(everyone, axis=0)))  # of the slowest rank in each round
-        print(json.dumps({"ranks": comm.size, "seconds": seconds}))
+    comm.Barrier()
+    begin = time.perf_counter()
+    walk(first + _WARM_UP, words.samples, state)
+    seconds = comm.gather(time.perf_counter() - begin)
+    if seconds is not None:
+        print(json.dumps({"ranks": comm.size, "seconds": max(seconds)}))
 
 
 if __name__ == "__main__":

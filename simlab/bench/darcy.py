@@ -232,7 +232,7 @@ def _parallel_efficiency(quick: bool) -> float | None:
         return None
     seconds: dict[int, list[float]] = {1: [], 2: []}
     words = ["--cells", "128", "--samples", "100" if quick else "300"]
-    for turn in range(2 if quick else 4):
+    for turn in range(2 if quick else 6):
         for n_ranks in (1, 2) if turn % 2 == 0 else (2, 1):
             command = [*launcher, "-n", str(n_ranks), sys.executable, "-m", "simlab.bench._ranks"]
             done = subprocess.run(
