@@ -174,32 +174,32 @@ def run_campaign(
         check_case(case)
         plan(case, comm.size, run.path)
     phases: list[np.ndarray] = []
+    before = 0
     with agreement(comm):
         if comm.rank == 0:
             store = _open_store(case, run)
-            phases = _phases(store, shard)
+            phases, before = _phases(store, shard), len(store.done())
     phases = comm.bcast(phases)
     store = SnapshotStore.open(run.store)
     group = split(comm, case.campaign.ranks_per_group)
     chain = Chain(case, run, store, group)
     begun = time.perf_counter()
-    try:
-        with Tally(
-            comm,
-            run,
-            total=sum(map(len, phases)),
-            ranks_per_group=case.campaign.ranks_per_group,
-            max_failures=case.campaign.max_failures,
-        ) as tally:
-            for ids in phases:
-                chain.walk(np.array_split(ids, group.n_groups)[group.index], tally)
-                wait_for_all(comm)
-                with chain.clock("seal"), agreement(comm):
-                    if comm.rank == 0:
-                        store.seal(final=True)
-        outcome = chain.finish()
-    finally:
-        chain.destroy()
+    with Tally(
+        comm,
+        run,
+        total=sum(map(len, phases)),
+        before=before,
+        ranks_per_group=case.campaign.ranks_per_group,
+        max_failures=case.campaign.max_failures,
+    ) as tally:
+        for ids in phases:
+            chain.walk(np.array_split(ids, group.n_groups)[group.index], tally)
+            wait_for_all(comm)
+            with chain.clock("seal"), agreement(comm):
+                if comm.rank == 0:
+                    store.seal(final=True)
+    outcome = chain.finish()
+    chain.destroy()  # collective, so not on the way out of an error that one rank has
     outcome.cpu["all"] = time.process_time() - cpu
     if not group.is_root:  # the root speaks for its group; the others add their CPU time only
         outcome = Outcome(cpu=outcome.cpu, stopped=outcome.stopped)

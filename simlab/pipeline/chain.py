@@ -1,6 +1,6 @@
 """One group of ranks walking its chain of samples, and what that cost.
 
-A sample that cannot be drawn, solved or stored as its schema says is recorded as failed and
+A sample that cannot be solved or stored as its schema says is recorded as failed and
 skipped; every other error (a full disk, a bug) ends the campaign. Faults that one rank of the group
 sees are agreed on before anything is raised.
 """
@@ -123,10 +123,10 @@ class Chain:
 
     def _solve(self, index: int, writer: Any) -> None:
         case, outcome = self._case, self._outcome
+        with self.clock("draw"), agreement(self._group.comm):
+            mu = case.family.space.sample(1, case.campaign.seed, index)[0]
+            self._begin(mu, writer)
         try:
-            with self.clock("draw"), agreement(self._group.comm):
-                mu = case.family.space.sample(1, case.campaign.seed, index)[0]
-                self._begin(mu, writer)
             for step in trajectory(case.family, mu, self._workspace, self._step, self.clock):
                 report = step.result.report
                 with self.clock("write"), agreement(self._group.comm):

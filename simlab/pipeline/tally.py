@@ -30,10 +30,11 @@ class Tally:
         comm: MPI.Comm,
         run: RunDirectory,
         total: int,
+        before: int,
         ranks_per_group: int,
         max_failures: int,
     ) -> None:
-        self._comm, self._run, self._total = comm, run, total
+        self._comm, self._run, self._total, self._before = comm, run, total, before
         self._ranks_per_group, self._max_failures = ranks_per_group, max_failures
         self._seen: dict[int, tuple[int, int, int, bool]] = {}
         self._requests: list[Any] = []
@@ -98,9 +99,9 @@ class Tally:
         spent = time.perf_counter() - self._start
         self._run.log_metric(
             "campaign",
-            done=done,
+            done=self._before + done,
             failed=failed,
-            total=self._total,
+            total=self._before + self._total,
             bytes=size,
             samples_per_s=done / spent if spent else 0.0,
         )
