@@ -32,9 +32,11 @@ from simlab.pipeline.wording import (
     digits,
     field_name,
     file_size,
+    flat,
     number,
     one_line,
     percent,
+    timing,
 )
 from simlab.store.store import SnapshotStore
 
@@ -330,7 +332,7 @@ class _Report:
         return {"rows": shown, "text": text}
 
     def _training(self) -> dict[str, Any]:
-        facts = {key: value for key, value in _flat(self._train) if key not in ("state", "error")}
+        facts = {key: value for key, value in flat(self._train) if key not in ("state", "error")}
         lines = [line for line in self._metrics if line.get("kind") == "train"]
         checks = [line for line in self._metrics if line.get("kind") == "validation"]
         if lines:
@@ -407,15 +409,15 @@ class _Report:
             note = "Wall time of each phase."
             if both:
                 note += " Solvers and trainer may work side by side."
-            found.append(_timing("Phases of the run", note, phases, lanes=both))
+            found.append(timing("Phases of the run", note, phases, lanes=both))
         seconds = _section(self._campaign, "seconds")
         if seconds:
             note = "Wall seconds of this campaign's latest start, summed over solver groups."
-            found.append(_timing("Solvers", note, seconds))
+            found.append(timing("Solvers", note, seconds))
         train = self._trainer_seconds()
         if train:
             note = "Wall time of the trainer since its first batch."
-            found.append(_timing("Trainer", note, train))
+            found.append(timing("Trainer", note, train))
         return found
 
     def _trainer_seconds(self) -> dict[str, float]:
@@ -432,11 +434,11 @@ class _Report:
         run = [
             (key, one_line(manifest[key])) for key in keys if manifest.get(key) not in (None, "")
         ]
-        tables = [("run", run), ("versions", _flat(_section(manifest, "versions")))]
+        tables = [("run", run), ("versions", flat(_section(manifest, "versions")))]
         loose = {key: value for key, value in self._case.items() if not isinstance(value, Mapping)}
-        tables.append(("case", _flat(loose)))
+        tables.append(("case", flat(loose)))
         tables += [
-            (f"[{name}]", _flat(table))
+            (f"[{name}]", flat(table))
             for name, table in self._case.items()
             if isinstance(table, Mapping)
         ]
@@ -476,38 +478,9 @@ def _section(table: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return ``(dotted key, value)`` of nested tables."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
-
-
 def _row(cells: Sequence[str], style: str = "") -> dict[str, Any]:
     """Return a table row; ``style`` is ``"chosen"``, ``"faint"`` or nothing."""
     return {"cells": cells, "style": style}
-
-
-def _timing(
-    title: str, note: str, seconds: Mapping[str, float], *, lanes: bool = False
-) -> dict[str, Any]:
-    """Return one bar of parts, or with ``lanes`` a bar for each, longest first."""
-    total, longest = sum(seconds.values()) or 1.0, max(seconds.values()) or 1.0
-    parts = [
-        {
-            "name": name,
-            "weight": f"{value / total:.5f}",
-            "width": f"{value / longest:.2%}",
-            "text": duration(value),
-            "share": f"{value / total:.0%}",
-        }
-        for name, value in sorted(seconds.items(), key=lambda item: -item[1])
-    ]
-    return {"title": title, "note": note, "parts": parts, "lanes": lanes}
 
 
 def _big(value: float | None) -> float:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simlab.core.progress import duration
+
 if TYPE_CHECKING:
     from simlab.store.schema import FieldSpec
 
-__all__ = ["components", "digits", "field_name", "file_size", "number", "one_line", "percent"]
+__all__ = [
+    "components",
+    "digits",
+    "field_name",
+    "file_size",
+    "flat",
+    "number",
+    "one_line",
+    "percent",
+    "timing",
+]
 
 
 def percent(value: float | None) -> str:
@@ -72,3 +84,32 @@ def one_line(value: Any) -> str:
             f", ... ({len(words)})" if len(words) > 12 else ""
         )
     return str(value)
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return ``(dotted key, value)`` of nested tables."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def timing(
+    title: str, note: str, seconds: Mapping[str, float], *, lanes: bool = False
+) -> dict[str, Any]:
+    """Return one bar of parts, or with ``lanes`` a bar for each, longest first."""
+    total, longest = sum(seconds.values()) or 1.0, max(seconds.values()) or 1.0
+    parts = [
+        {
+            "name": name,
+            "weight": f"{value / total:.5f}",
+            "width": f"{value / longest:.2%}",
+            "text": duration(value),
+            "share": f"{value / total:.0%}",
+        }
+        for name, value in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    return {"title": title, "note": note, "parts": parts, "lanes": lanes}
