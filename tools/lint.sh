@@ -9,7 +9,7 @@ check() {
     if ! ".venv/bin/$1" "${@:2}"; then status=1; fi
 }
 
-check ruff check .
+check ruff check --no-cache .  # its cache forgets that a module moved between packages
 check ruff format --check .
 check mypy
 check lint-imports

@@ -9,9 +9,9 @@ import tomllib
 
 import pytest
 from commands import CASES, simlab
-from simlab.store.store import SnapshotStore
 
 from simlab.pipeline.case import load_case
+from simlab.store.store import SnapshotStore
 
 ALL = sorted(CASES.glob("*.toml"))
 
