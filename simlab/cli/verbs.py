@@ -118,7 +118,7 @@ def generate(
                 ranks=world.size,
                 seed=resolved.campaign.seed,
             )
-    with interrupts(here.request_stop, _end_now):
+    with interrupts(here.request_stop):
         outcome = run_campaign(resolved, here, world, part)
     if world.rank == 0 and outcome.stopped:
         typer.echo(f"stopped with {outcome.n_missing} samples to go; --resume goes on")
@@ -184,10 +184,6 @@ def report(run: RunPath, verbose: Verbose = False) -> int:
     configure_logging(verbose=verbose)
     typer.echo(str(report_run(RunDirectory.open(run))))
     return 0
-
-
-def _end_now() -> None:
-    raise KeyboardInterrupt
 
 
 def _resolve(case: Path, out: Path | None, overrides: list[str], smoke: bool) -> tuple[Case, Path]:

@@ -10,11 +10,18 @@ from typing import Any
 __all__ = ["interrupts"]
 
 
+def _end_now() -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def interrupts(first: Callable[[], None], again: Callable[[], None]) -> Iterator[list[int]]:
+def interrupts(
+    first: Callable[[], None], again: Callable[[], None] = _end_now
+) -> Iterator[list[int]]:
     """Call ``first`` at the first SIGINT or SIGTERM and ``again`` at every further one.
 
-    Main thread only. Yields the list of signals received so far.
+    Without ``again`` a further signal raises KeyboardInterrupt. Main thread only. Yields the list
+    of signals received so far.
     """
     received: list[int] = []
 

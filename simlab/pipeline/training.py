@@ -55,7 +55,7 @@ def train_run(
                 f"{run.model} holds a training already: --resume goes on with it, "
                 "--fresh deletes it and starts again"
             )
-    with interrupts(_say_stopping, _end_now) as received, run.phase("train") as facts:
+    with interrupts(_say_stopping) as received, run.phase("train") as facts:
 
         def stop() -> bool:
             return bool(received) or run.stop_requested()
@@ -151,7 +151,3 @@ class _Patience:
 
 def _say_stopping() -> None:
     log.warning("stopping after the batch at hand; once more ends at once")
-
-
-def _end_now() -> None:
-    raise KeyboardInterrupt
