@@ -66,7 +66,7 @@ def write(writer, schema, traj, n_steps=None, note=None):
     attempt = writer.begin(sample_of(schema, traj))
     total = len(schema.times)
     for step in range(total if n_steps is None else n_steps):
-        writer.append(traj, step, schema.times[step], step_of(schema, traj, step), seconds=0.5)
+        writer.append(traj, step, schema.times[step], step_of(schema, traj, step))
         if note is not None:
             note("step", traj, step)
     if n_steps is None:

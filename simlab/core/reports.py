@@ -9,7 +9,7 @@ from typing import Any
 
 from simlab.core.errors import ConvergenceError
 
-__all__ = ["Reason", "SolveReport"]
+__all__ = ["Provenance", "Reason", "SolveReport"]
 
 
 class Reason(Enum):
@@ -115,3 +115,47 @@ class SolveReport:
             f"time              {phases}",
         ]
         return "\n".join([*lines, f"note              {self.note}"] if self.note else lines)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How one stored step came about; travels with its data.
+
+    Attributes
+    ----------
+    order : int
+        Position of the sample in the order of solving, over all chains; -1 when not known.
+    chain : int
+        Chain that solved it; -1 when not known.
+    iterations, operator_applies, pc_applies : int
+        What the solve took; -1 when not known.
+    true_relres : float
+        ``||b - A x|| / ||b||``, recomputed after the solve; NaN when not known.
+    seconds : float
+        CPU seconds of the solve; NaN when not known.
+    solver : str
+        Solver in one line, e.g. ``"cg+hypre"``.
+    """
+
+    order: int = -1
+    chain: int = -1
+    iterations: int = -1
+    operator_applies: int = -1
+    pc_applies: int = -1
+    true_relres: float = float("nan")
+    seconds: float = float("nan")
+    solver: str = ""
+
+    @classmethod
+    def of(cls, report: SolveReport, *, order: int, chain: int, seconds: float) -> Provenance:
+        """Return what a report says, with the place in the campaign and the CPU seconds."""
+        return cls(
+            order=order,
+            chain=chain,
+            iterations=report.iterations,
+            operator_applies=report.operator_applies,
+            pc_applies=report.pc_applies,
+            true_relres=report.true_relres,
+            seconds=seconds,
+            solver=report.solver,
+        )

@@ -8,6 +8,7 @@ sees are agreed on before anything is raised.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from simlab.core.comm import Group, agreement
 from simlab.core.errors import ConvergenceError, SchemaError
+from simlab.core.reports import Provenance
 from simlab.core.runs import RunDirectory
 from simlab.core.samples import Sample
 from simlab.linalg.clock import Clock
@@ -78,7 +80,15 @@ class Outcome:
 
 
 class Chain:
-    """One group at work: its workspace and solver state live as long as the campaign."""
+    """One group at work: its workspace and solver state live as long as the campaign.
+
+    Attributes
+    ----------
+    number : int
+        Of the chain, as stored beside the data.
+    order : int
+        Position of the present sample in the order of solving, as stored beside the data.
+    """
 
     def __init__(self, case: Case, run: RunDirectory, store: SnapshotStore, group: Group) -> None:
         self._case, self._run, self._store, self._group = case, run, store, group
@@ -87,6 +97,9 @@ class Chain:
         self.clock = Clock()
         self._outcome = Outcome()
         self.solver_name = ""
+        self.number = group.index
+        self.order = -1
+        self._solve_seconds = 0.0
 
     @property
     def advice(self) -> dict[str, Any]:
@@ -104,6 +117,7 @@ class Chain:
         writer = self._store.writer() if self._group.is_root else None
         try:
             for index in map(int, ids):
+                self.order += 1
                 if self._stop_requested():
                     self._outcome.stopped = True
                     break
@@ -136,9 +150,12 @@ class Chain:
                             step.step,
                             step.time,
                             step.fields,
-                            iterations=report.iterations,
-                            residual=report.true_relres,
-                            seconds=sum(report.seconds.values()),
+                            solve=Provenance.of(
+                                report,
+                                order=self.order,
+                                chain=self.number,
+                                seconds=self._solve_seconds,
+                            ),
                         )
                         outcome.bytes += sum(4 * values.size for values in step.fields.values())
                 outcome.iterations += report.iterations
@@ -167,9 +184,14 @@ class Chain:
             self._outcome.bytes += sum(4 * values.size for values in mu.fields.values())
 
     def _step(self, system: LinearSystem) -> SolveResult:
+        """Solve, and note the CPU seconds of this solve, summed over the ranks of the group."""
         if self._state is None:
             self._state = self._case.solver.init(system)
+        begun = time.process_time()
         result, self._state = self._case.solver.solve(system, self._state)
+        self._solve_seconds = time.process_time() - begun
+        if self._group.comm.size > 1:
+            self._solve_seconds = self._group.comm.allreduce(self._solve_seconds)
         return result
 
     def finish(self) -> Outcome:

@@ -46,7 +46,6 @@ from simlab.pipeline.curves import (
 )
 from simlab.pipeline.evaluate import Evaluation
 from simlab.pipeline.pictures import Comparison, can_show, gallery, new_axes, panels, show, views
-from simlab.pipeline.statistics import solver_log
 from simlab.store.store import SnapshotStore
 
 __all__ = [
@@ -389,11 +388,12 @@ def _throughput(album: _Album, metrics: list[dict[str, Any]]) -> None:
 
 
 def _solver(album: _Album, store: SnapshotStore) -> None:
-    found = solver_log(store)
-    known = found.residuals[np.isfinite(found.residuals)]
+    found = store.solves()
+    iterations, residuals = found["iterations"], found["true_relres"]
+    known = residuals[np.isfinite(residuals)]
     drawn, texts = [], []
-    if found.iterations.any():  # a direct solver has none
-        drawn.append(partial(iterations_histogram, found.iterations))
+    if np.any(iterations > 0):  # a direct solver has none
+        drawn.append(partial(iterations_histogram, iterations[iterations >= 0]))
         texts.append("iterations")
     if known.size:
         drawn.append(partial(residual_histogram, known, _tolerance(store)))
@@ -406,18 +406,17 @@ def _solver(album: _Album, store: SnapshotStore) -> None:
     axes = new_axes(1, len(drawn), (5.2, 2.9))
     for draw, axis in zip(drawn, axes[0], strict=True):
         draw(axis=axis)
-    n_times = found.iterations.shape[1]
     album.add(
         "solver",
         axes,
         "The solves",
-        f"Of {found.iterations.size:,} solves: {' and '.join(texts)}.",
+        f"Of {len(found):,} solves: {' and '.join(texts)}.",
         "solver",
         columns={
-            "sample": np.repeat(found.ids, n_times),
-            "step": np.tile(np.arange(n_times), len(found.ids)),
-            "iterations": found.iterations.ravel(),
-            "true_relres": found.residuals.ravel(),
+            "sample": found["index"],
+            "step": found["step"],
+            "iterations": iterations,
+            "true_relres": residuals,
         },
     )
 

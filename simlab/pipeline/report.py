@@ -26,7 +26,7 @@ from simlab.core.runs import publish
 from simlab.pipeline.curves import read_metrics
 from simlab.pipeline.evaluate import SUMMARY
 from simlab.pipeline.snippets import snippets
-from simlab.pipeline.statistics import field_moments, solver_log
+from simlab.pipeline.statistics import field_moments
 from simlab.pipeline.wording import (
     components,
     digits,
@@ -290,15 +290,16 @@ class _Report:
             words.append(f"{waiting:,} of {store.n:,} are still to come.")
         if status.n_unsealed:
             words.append(f"{status.n_unsealed:,} are not sealed yet and not in what follows.")
-        log = solver_log(store)
+        log = store.solves()
+        seconds = log["seconds"].reshape(-1, len(schema.times)).sum(axis=1)
         solves = [
             _row([name, *map(number, np.quantile(known, _SHARES))])
             for name, values in (
-                ("iterations", log.iterations),
-                ("true residual", log.residuals),
-                ("seconds per sample", log.seconds),
+                ("iterations", log["iterations"]),
+                ("true residual", log["true_relres"]),
+                ("CPU seconds per sample", seconds),
             )
-            if (known := values[np.isfinite(values)]).size
+            if (known := values[np.isfinite(values) & (values >= 0)]).size
         ]
         return {
             "n_done": sum(counts.values()),

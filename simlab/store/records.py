@@ -10,6 +10,11 @@ multiple of eight. All numbers are little-endian::
 the kind; bit 8 says that the values were cast on their way in. Field records (INPUT, OUTPUT) count
 only together with the record that commits them (BEGIN, STEP): a *group* is what is written by one
 call and either counts whole or not at all. Reading stops before the first record that is torn.
+
+Header and checksum are those of every version; the version says what the payloads mean. A STEP of
+version 2 tells how the step was solved. Its solver is a number: a SOLVER record, once per solver
+and segment, gives the words. Version 1 had iterations, residual and wall seconds only; it is read,
+not written.
 """
 
 from __future__ import annotations
@@ -25,30 +30,36 @@ from typing import Any, Literal
 
 import numpy as np
 
+from simlab.core.errors import SchemaError, StoreError
+from simlab.core.reports import Provenance
+
 __all__ = [
     "HEADER_BYTES",
-    "STEP_BODY",
     "Group",
     "Kind",
     "Record",
+    "SolverNames",
     "has_record_after",
     "pack",
     "pack_field",
+    "pack_step",
     "scan",
 ]
 
 _HEADER = struct.Struct("<4sHHQIIdQBBH4II")
 _CRC = struct.Struct("<I")
 _MAGIC = b"SLW1"
-_VERSION = 1
+_VERSION = 2
+_VERSIONS = (1, _VERSION)
 _CAST = 0x100
 _BLOCK = 1 << 18
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
+_STEP = struct.Struct("<qqqqiIdd")
+_STEP_1 = struct.Struct("<Qdd")
+
 HEADER_BYTES = _HEADER.size
-STEP_BODY = struct.Struct("<Qdd")
-"""Payload of a STEP record: iterations, residual, seconds."""
 
 
 class Kind(IntEnum):
@@ -58,9 +69,10 @@ class Kind(IntEnum):
     INPUT = 2  # values of an input field; committed by BEGIN
     BEGIN = 3  # a trajectory begins; JSON
     OUTPUT = 4  # values of an output field at one step; committed by STEP
-    STEP = 5  # one step is complete; STEP_BODY
+    STEP = 5  # one step is complete; how it was solved
     END = 6  # a trajectory ends, done or failed; JSON
     CLOSE = 7  # nothing follows in this segment; JSON
+    SOLVER = 8  # the words of a solver that STEPs after it name by number; JSON
 
 
 @dataclass(slots=True)
@@ -80,6 +92,7 @@ class Record:
     payload_at: int
     crc: int | None = None
     payload: bytes | None = None
+    version: int = _VERSION
 
     def json(self) -> dict[str, Any]:
         """Return the payload of a JSON record."""
@@ -90,6 +103,42 @@ class Record:
         """Return the payload of a field record, in the record's shape."""
         assert self.payload is not None
         return np.frombuffer(self.payload, dtype=self.dtype).reshape(self.shape)
+
+
+class SolverNames:
+    """The solvers of one segment, numbered in the order of their SOLVER records."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def number(self, solver: str) -> int | None:
+        """Return the number of a solver; None when it has no record yet."""
+        return self._names.index(solver) if solver in self._names else None
+
+    def record(self, solver: str) -> tuple[list[bytes | memoryview], int]:
+        """Return the buffers of a record for a new solver, and the number it will have."""
+        number = len(self._names)
+        return pack(Kind.SOLVER, body={"number": number, "solver": solver})[0], number
+
+    def add(self, solver: str) -> None:
+        """Take a solver whose record was written."""
+        self._names.append(solver)
+
+    def take(self, record: Record) -> None:
+        """Take a SOLVER record that was read."""
+        self.add(record.json()["solver"])
+
+    def provenance(self, record: Record) -> Provenance:
+        """Return what a STEP record of this segment says, in either version."""
+        assert record.payload is not None
+        if record.version == 1:
+            iterations, residual, _ = _STEP_1.unpack(record.payload)
+            return Provenance(iterations=iterations, true_relres=residual)
+        order, its, applies, pc_applies, chain, solver, relres, seconds = _STEP.unpack(
+            record.payload
+        )
+        name = self._names[solver]
+        return Provenance(order, chain, its, applies, pc_applies, relres, seconds, name)
 
 
 @dataclass(slots=True)
@@ -114,6 +163,32 @@ def pack(
     if not isinstance(body, bytes):
         body = json.dumps(body, separators=(",", ":")).encode()
     return _pack(kind, 0, traj, attempt, step, time, memoryview(body), 0, (), 0)
+
+
+def pack_step(
+    traj: int, attempt: int, step: int, time: float, solve: Provenance, solver: int
+) -> tuple[list[bytes | memoryview], int]:
+    """Return the buffers of a STEP record, and its CRC. ``solver`` is the number of the solver.
+
+    Raises
+    ------
+    SchemaError
+        When a count is not an integer of 64 bits (the chain: 32 bits).
+    """
+    try:
+        body = _STEP.pack(
+            solve.order,
+            solve.iterations,
+            solve.operator_applies,
+            solve.pc_applies,
+            solve.chain,
+            solver,
+            solve.true_relres,
+            solve.seconds,
+        )
+    except struct.error as error:
+        raise SchemaError(f"trajectory {traj}, step {step}: {error} in {solve}") from None
+    return pack(Kind.STEP, traj, attempt, step, time, body)
 
 
 def pack_field(
@@ -195,9 +270,12 @@ def _read(
     )
     end = offset + HEADER_BYTES + nbytes + -nbytes % 8
     kind = flags & 0xFF
-    if magic != _MAGIC or version != _VERSION or end > size or ndim > 4:
+    if magic != _MAGIC or end > size or ndim > 4:
         return None
-    if not Kind.HEAD <= kind <= Kind.CLOSE or (code and code not in _DTYPES):
+    if version not in _VERSIONS:
+        _refuse_version(version, raw, window.read(offset + HEADER_BYTES, nbytes))
+        return None
+    if not Kind.HEAD <= kind <= Kind.SOLVER or (code and code not in _DTYPES):
         return None
     record = Record(
         Kind(kind),
@@ -211,6 +289,7 @@ def _read(
         tuple(rest[:ndim]),
         bool(flags & _CAST),
         offset + HEADER_BYTES,
+        version=version,
     )
     is_field = record.kind in (Kind.INPUT, Kind.OUTPUT)
     if is_field and payloads == "skip":
@@ -223,6 +302,16 @@ def _read(
     if not is_field or payloads == "keep":
         record.payload = payload
     return record
+
+
+def _refuse_version(version: int, raw: bytes, payload: bytes) -> None:
+    """Raise StoreError for a good record of a version to come; a damaged one says nothing."""
+    crc = zlib.crc32(raw[:60], zlib.crc32(payload))
+    if _CRC.pack(crc) == raw[60:HEADER_BYTES]:
+        raise StoreError(
+            f"a segment has records of version {version}, this simlab reads {_VERSIONS[0]} to "
+            f"{_VERSION}: use the simlab that wrote the store, or a newer one"
+        )
 
 
 def scan(

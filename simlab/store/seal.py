@@ -28,7 +28,7 @@ from simlab.core.errors import StoreError
 from simlab.store import files, shards
 from simlab.store.inflight import SegmentState, writer_of
 from simlab.store.manifest import blank_damaged, trim_torn
-from simlab.store.records import STEP_BODY, Kind, has_record_after, scan
+from simlab.store.records import Kind, SolverNames, has_record_after, scan
 from simlab.store.shards import Row
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def harvest(fd: int, name: str) -> _Harvest:
     """Read a segment that nobody writes any more."""
     size = os.fstat(fd).st_size
     end, rows, live = 0, [], {}
+    solvers = SolverNames()
     is_closed = False
     for group in scan(fd, 0, size, "check"):
         record, end = group.commit, group.end
@@ -106,8 +107,9 @@ def harvest(fd: int, name: str) -> _Harvest:
                 fd,
             )
         elif record.kind == Kind.STEP:
-            assert record.payload is not None
-            live[record.traj].steps.append((group.fields, *STEP_BODY.unpack(record.payload)))
+            live[record.traj].steps.append((group.fields, solvers.provenance(record)))
+        elif record.kind == Kind.SOLVER:
+            solvers.take(record)
         elif record.kind == Kind.END:
             row = live.pop(record.traj)
             body = record.json()

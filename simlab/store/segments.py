@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from simlab.core.errors import SchemaError, StoreError
+from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
 from simlab.store import files
-from simlab.store.records import STEP_BODY, Kind, pack, pack_field
+from simlab.store.records import Kind, SolverNames, pack, pack_field, pack_step
 from simlab.store.schema import FieldSpec, Schema
 
 __all__ = ["SEGMENT_BYTES", "SUFFIX", "Writer", "stored_dtype"]
@@ -35,6 +36,7 @@ SUFFIX = ".seg"
 _SYNC_SECONDS = 1.0
 _SYNC_BYTES = 64 << 20
 _HEARTBEAT_SECONDS = 60.0
+_UNKNOWN = Provenance()
 
 
 def stored_dtype(spec: FieldSpec) -> np.dtype:
@@ -63,6 +65,7 @@ class _Segment:
     is_full: bool = False
     is_closed: bool = False
     open: set[int] = field(default_factory=set)
+    solvers: SolverNames = field(default_factory=SolverNames)
 
 
 class _Syncer:
@@ -231,9 +234,7 @@ class Writer:
         time: float,
         fields: Mapping[str, np.ndarray],
         *,
-        iterations: int = 0,
-        residual: float = float("nan"),
-        seconds: float = 0.0,
+        solve: Provenance = _UNKNOWN,
     ) -> None:
         """Append one step; once this returns, the step survives the death of the process.
 
@@ -245,6 +246,8 @@ class Writer:
             The schema's time of that step.
         fields : mapping of str to ndarray
             Every output field of the schema, and no other.
+        solve : Provenance, optional
+            How the step was solved.
         """
         state = self._state(traj)
         where = f"trajectory {traj}, step {step}"
@@ -267,9 +270,17 @@ class Writer:
             )
             buffers += packed
             crcs.append(crc)
-        body = STEP_BODY.pack(iterations, residual, seconds)
-        packed, crc = pack(Kind.STEP, traj, state.attempt, step, time, body)
+        solvers = state.segment.solvers
+        known = solvers.number(solve.solver)
+        if known is None:
+            named, solver = solvers.record(solve.solver)
+            buffers = named + buffers
+        else:
+            solver = known
+        packed, crc = pack_step(traj, state.attempt, step, time, solve, solver)
         self._write(state.segment, buffers + packed)
+        if known is None:
+            solvers.add(solve.solver)
         state.crcs += [*crcs, crc]
         state.next_step += 1
 

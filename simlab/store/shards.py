@@ -22,18 +22,31 @@ import h5py
 import numpy as np
 
 from simlab.core.errors import StoreError
+from simlab.core.reports import Provenance
 from simlab.store import files
 from simlab.store.records import Record
 from simlab.store.schema import FieldSpec, Schema
 from simlab.store.segments import stored_dtype
 from simlab.store.stats import Moments
 
-__all__ = ["SCHEMA", "Row", "field_path", "inspect", "write"]
+__all__ = ["READABLE", "SCHEMA", "SOLVE_COLUMNS", "Row", "field_path", "inspect", "write"]
 
-SCHEMA = "simlab-store/1"
+SCHEMA = "simlab-store/2"
+READABLE = ("simlab-store/1", SCHEMA)
 _CHUNK_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 22
 _TEXT = h5py.string_dtype()
+
+SOLVE_COLUMNS: dict[str, tuple[str, np.dtype]] = {
+    "order": ("order", np.dtype("<i8")),
+    "chain": ("chain", np.dtype("<i4")),
+    "its": ("iterations", np.dtype("<i8")),
+    "op_applies": ("operator_applies", np.dtype("<i8")),
+    "pc_applies": ("pc_applies", np.dtype("<i8")),
+    "true_relres": ("true_relres", np.dtype("<f8")),
+    "cpu_s": ("seconds", np.dtype("<f8")),
+}
+"""Datasets of the group ``solve``: the attribute of Provenance each holds, and its type."""
 
 
 @dataclass(eq=False)
@@ -46,8 +59,8 @@ class Row:
         Open segment, from which the values are read.
     inputs : list of Record
         One per input field of the schema.
-    steps : list of (list of Record, int, float, float)
-        Per step the output fields, iterations, residual and seconds.
+    steps : list of (list of Record, Provenance)
+        Per step the output fields, and how it was solved.
     """
 
     traj: int
@@ -57,7 +70,7 @@ class Row:
     end: int
     sample: dict[str, Any]
     inputs: list[Record]
-    steps: list[tuple[list[Record], int, float, float]]
+    steps: list[tuple[list[Record], Provenance]]
     fd: int
     status: str = "open"
     reason: str = ""
@@ -94,6 +107,7 @@ def write(
     ) as file:
         _write_header(file, schema, n_steps, rows, campaign)
         _write_log(file, schema, rows, config)
+        _write_solves(file, rows, config)
         for number, spec in enumerate(schema.inputs):
             records = [[row.inputs[number]] for row in rows]
             _write_field(file, schema, spec, rows, records)
@@ -227,9 +241,6 @@ def _write_log(
         "attempt": np.array([row.attempt for row in rows], dtype=np.uint32),
         "seed": np.array([row.sample["seed"] for row in rows], dtype=np.int64),
         "parameters": np.array(parameters, dtype=np.float64).reshape(len(rows), -1),
-        "wall_s": np.array([sum(step[3] for step in row.steps) for row in rows]),
-        "iterations": np.array([[step[1] for step in row.steps] for row in rows], np.uint32),
-        "residual": np.array([[step[2] for step in row.steps] for row in rows], np.float32),
         "crc32": np.array(crcs, dtype=np.uint32),
         "input_crc32": np.array(input_crcs, dtype=np.uint32).reshape(len(rows), -1),
         "source": np.array([numbers[row.segment] for row in rows], dtype=np.uint32),
@@ -248,6 +259,33 @@ def _write_log(
     log["crc32"].attrs["fields"] = _texts([spec.name for spec in schema.outputs])
     log["input_crc32"].attrs["fields"] = _texts([spec.name for spec in schema.inputs])
     log["parameters"].attrs["names"] = _texts(schema.parameters)
+
+
+def _write_solves(file: h5py.File, rows: Sequence[Row], config: Mapping[str, Any]) -> None:
+    """Write how each step was solved, and what of it holds for the whole campaign."""
+    solves = [[step[1] for step in row.steps] for row in rows]
+    solvers = sorted({solve.solver for row in solves for solve in row})
+    numbers = {solver: number for number, solver in enumerate(solvers)}
+    group = file.create_group("solve")
+    for name, (attribute, dtype) in SOLVE_COLUMNS.items():
+        column = [[getattr(solve, attribute) for solve in row] for row in solves]
+        _checked(group, name, np.array(column, dtype=dtype))
+    column = [[numbers[solve.solver] for solve in row] for row in solves]
+    _checked(group, "solver", np.array(column, dtype=np.int32))
+    group.attrs["solver"] = _texts(solvers)
+    group.attrs["norm"] = "true residual / ||b||"
+    group.attrs.update(_facts(config))
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the resolved case says of the solves; what it does not say is left out."""
+    family, solver = (config.get(name) or {} for name in ("family", "solver"))
+    facts = {name: solver.get(name) for name in ("kind", "m", "k_static", "k_carried", "rtol")}
+    facts["solver_kind"] = facts.pop("kind")
+    facts["family"] = family.get("kind")
+    facts["phase_values"] = family.get("phase_values")
+    facts["seed"] = (config.get("campaign") or {}).get("seed")
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _write_field(

@@ -41,7 +41,8 @@ from simlab.store.reader import ShardFiles, Split
 from simlab.store.schema import Schema
 from simlab.store.seal import SHARD_BYTES, RecoverReport, recover, seal
 from simlab.store.segments import SEGMENT_BYTES, Writer
-from simlab.store.shards import SCHEMA
+from simlab.store.shards import READABLE, SCHEMA
+from simlab.store.solves import read_solves
 from simlab.store.splits import SPLITS, assign, check_fractions
 from simlab.store.stats import constants, merged, to_yaml
 from simlab.store.verify import verify
@@ -49,7 +50,7 @@ from simlab.store.verify import verify
 __all__ = ["SnapshotStore", "SplitStatus", "Status"]
 
 _DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
-_IDENTITY = ("schema", "n", "seed", "split", "spec", "mesh", "config")
+_IDENTITY = ("n", "seed", "split", "spec", "mesh", "config")
 _MISSING, _IN_FLIGHT, _FAILED, _DONE = range(4)
 
 
@@ -201,7 +202,8 @@ class SnapshotStore:
             is_new = files.publish(path / "campaign.json", text, overwrite=False)
         if not is_new:
             found = _read_campaign(path)
-            changed = differences({key: found.get(key) for key in _IDENTITY}, content)
+            old, new = ({key: item.get(key) for key in _IDENTITY} for item in (found, content))
+            changed = differences(old, new)
             if changed:
                 raise ConfigError([_short(line) for line in changed], f"{path}: another campaign")
         return cls.open(path)
@@ -360,6 +362,23 @@ class SnapshotStore:
         names = [self.catalogue.shards[number].name for number in shard[kept].tolist()]
         return Split(name, self.schema, ids[kept], names, row[kept], self.files)
 
+    def solves(self, split: str | None = None) -> np.ndarray:
+        """Return how every step of the finished trajectories was solved, sealed or not.
+
+        Parameters
+        ----------
+        split : str, optional
+            Default: all splits.
+
+        Returns
+        -------
+        structured ndarray, shape (steps of all trajectories,)
+            ``index``, ``step`` and the attributes of :class:`simlab.core.reports.Provenance`.
+            Sorted by index and step, as the data are; ``np.sort(found, order="order")`` gives the
+            order of solving back.
+        """
+        return read_solves(self, split)
+
     def stats(self) -> dict[str, dict[str, Any]]:
         """Return mean, std, rms and those of the steps' differences per field, from train only.
 
@@ -424,9 +443,10 @@ def _read_campaign(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path}/campaign.json cannot be read: {error}") from None
     if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != digest:
         raise StoreError(f"{path}/campaign.json was changed or damaged; restore it from a copy")
-    if content["schema"].split(".")[0] != SCHEMA:
+    if content["schema"].split(".")[0] not in READABLE:
         raise StoreError(
-            f"{path}: store of format {content['schema']}, this program reads {SCHEMA}"
+            f"{path}: store of format {content['schema']}, this simlab reads "
+            f"{' and '.join(READABLE)}: use the simlab that wrote it, or a newer one"
         )
     return content
 

@@ -13,6 +13,7 @@ import tomli_w
 from browser import find_browser, measure, screenshot
 
 from simlab.core.errors import StoreError
+from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
 from simlab.pipeline.evaluate import evaluate
 from simlab.pipeline.plots import save_figures
@@ -84,7 +85,11 @@ def make_store(path, n_cells=24, times=(0.0,)):
             for step, time in enumerate(times):
                 writer.append(
                     i, step, time, {"pressure": pressure * (1 + step)},
-                    iterations=20 + i % 9, residual=10.0 ** -(8.1 + i % 3), seconds=0.01,
+                    solve=Provenance(
+                        order=i, chain=0, iterations=20 + i % 9, operator_applies=21 + i % 9,
+                        pc_applies=21 + i % 9, true_relres=10.0 ** -(8.1 + i % 3), seconds=0.01,
+                        solver="cg+icc",
+                    ),
                 )  # fmt: skip
             writer.finish(i)
     store.seal(final=True)

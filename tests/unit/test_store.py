@@ -21,6 +21,7 @@ from store_helpers import (
 )
 
 from simlab.core.errors import ConfigError, SchemaError, StoreError
+from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
 from simlab.store import files
 from simlab.store.follow import Position
@@ -278,23 +279,22 @@ def test_provenance_and_solver_log_are_kept(store, schema):
     with store.writer() as writer:
         writer.begin(sample_of(schema, 2), provenance={"solver": "cg", "host": "here"})
         for step, time in enumerate(schema.times):
-            writer.append(
-                2,
-                step,
-                time,
-                step_of(schema, 2, step),
-                iterations=5 + step,
-                residual=1e-9,
-                seconds=2,
-            )
+            solve = Provenance(7, 1, 5 + step, 6 + step, 4 + step, 1e-9, 0.25, "cg+icc")
+            writer.append(2, step, time, step_of(schema, 2, step), solve=solve)
         writer.finish(2)
     (name,) = store.seal(final=True)
     with h5py.File(store.path / "data" / name) as file:
         assert json.loads(file["simlab/trajectory_provenance"].asstr()[0])["solver"] == "cg"
         assert json.loads(file["simlab/provenance"].asstr()[()]) == {"case": "toy"}
-        assert file["simlab/iterations"][0].tolist() == [5, 6, 7]
-        assert file["simlab/residual"][0] == pytest.approx([1e-9] * 3)
-        assert file["simlab/wall_s"][0] == 6.0
+        assert file["solve/its"][0].tolist() == [5, 6, 7]
+        assert file["solve/op_applies"][0].tolist() == [6, 7, 8]
+        assert file["solve/pc_applies"][0].tolist() == [4, 5, 6]
+        assert file["solve/true_relres"][0].tolist() == [1e-9] * 3
+        assert file["solve/cpu_s"][0].tolist() == [0.25] * 3
+        assert file["solve/order"][0].tolist() == [7] * 3
+        assert file["solve/chain"][0].tolist() == [1] * 3
+        assert file["solve/solver"][0].tolist() == [0] * 3
+        assert file["solve"].attrs["solver"].tolist() == ["cg+icc"]
         assert file["t0_fields/u"].attrs["cast_to"] == "float32"
 
 
