@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from petsc4py import PETSc
 
 __all__ = [
+    "Affine",
     "LinearSolver",
     "LinearSystem",
     "SolveResult",
@@ -61,23 +62,58 @@ class Traits:
         Every system of the family has the same matrix; only right-hand sides differ.
     grid : StructuredGrid, optional
         Set when A is a 5- or 7-point stencil on a uniform grid, ordered naturally within one rank.
+    matrix_free : bool
+        A is a shell: it multiplies and knows its diagonal, and has no entries to factor.
     """
 
     spd: bool = False
     symmetric: bool = False
     constant_matrix: bool = False
     grid: StructuredGrid | None = None
+    matrix_free: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """How a matrix depends on its sample: ``A = sum_q theta[q] terms[q]``.
+
+    The terms are the same objects, with the same values, for every system of a family's workspace:
+    what a solver derives from them (``terms[q] U``) holds for all of them.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (Q,), float64
+        Of this system; the same on every rank.
+    terms : tuple of PETSc.Mat
+        Q matrices of A's layout. They belong to the workspace.
+    """
+
+    theta: np.ndarray
+    terms: tuple[PETSc.Mat, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class LinearSystem:
-    """One system ``A x = b``. The next one may reuse ``A`` and ``b``: copy what must outlive it."""
+    """One system ``A x = b``. The next one may reuse ``A`` and ``b``: copy what must outlive it.
+
+    Attributes
+    ----------
+    A, b : PETSc.Mat, PETSc.Vec
+    traits : Traits
+        Claims about A.
+    mu : Sample, optional
+    index : int
+        Number of the sample.
+    affine : Affine, optional
+        The parts of A, where the family knows them.
+    """
 
     A: PETSc.Mat
     b: PETSc.Vec
     traits: Traits = Traits()
     mu: Sample | None = None
     index: int = 0
+    affine: Affine | None = None
 
     @property
     def version(self) -> tuple[int, int]:
