@@ -1,4 +1,4 @@
-"""The reference sample: means that are what the module says, and a system that can be made of it."""
+"""The reference sample: means as the module says, and a system that can be made of it."""
 
 from __future__ import annotations
 
