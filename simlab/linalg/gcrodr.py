@@ -1,0 +1,467 @@
+r"""Recycled Krylov solver for sequences: flexible GCRO-DR(m, k) with a static and a carried space.
+
+Every cycle looks for the solution in ``span(U) + span(Z)``, where ``A U = C`` has orthonormal
+columns and ``Z = M V`` is preconditioned Arnoldi with ``C`` projected out:
+
+    A [U Z_j] = [C V_{j+1}] [[I, B], [0, H]]        B = C^T A Z,  H upper Hessenberg
+
+and ends by choosing the k directions of that space that the next cycle deflates (:mod:`.harmonic`).
+``U`` is what a sequence hands on, in two parts: ``static``, computed once (:mod:`.seed`) and the
+same for all systems, and ``carried``, renewed as the update rule says. It lives in solution space,
+so a new matrix costs ``A U`` (one sparse x dense product) and no application of the preconditioner,
+and a changed preconditioner spoils nothing. With k = 0 this is right-preconditioned FGMRES(m).
+
+Method: Parks, de Sturler, Mackey, Johnson, Maiti 2006 (GCRO-DR), in the flexible form of Carvalho,
+Gratton, Lago, Vasseur 2011, restricted to the complement of the static part. ``target =
+"preconditioned"`` is the form found in solver packages, which carries the space of the
+preconditioned unknown and pays k applications of the preconditioner per matrix.
+
+Cost of an iteration: one preconditioner, one operator, ``4 n (k' + j)`` flops in two BLAS-2 calls,
+two reductions. The new direction is first freed from the last two basis vectors, which hold nearly
+all of it, then from the whole basis once; the growth of the loss of orthogonality is bounded on the
+way and a second pass made only when it would exceed 1e-12. Cost of a cycle: about ``2 n m (m + 2
+k)`` flops in BLAS-3 and a dense problem of size m. Cost of a new matrix: k products and ``6 n k^2``
+flops. Memory: ``2 n (m + k)`` numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from math import hypot, isfinite, sqrt
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Gt, Lt
+from pydantic import NonNegativeInt, PositiveInt
+from scipy.linalg import solve_triangular
+
+from simlab.core.errors import ConfigError
+from simlab.core.reports import Reason
+from simlab.linalg.blocks import Block, Reducer, apply_operator, orthonormalise, subtract
+from simlab.linalg.harmonic import handed_on
+from simlab.linalg.krylov import preconditioner_options
+from simlab.linalg.ksp import KSPState, Stopwatch
+from simlab.linalg.options import merged
+from simlab.linalg.system import LinearSystem, SolveResult, solvers
+
+if TYPE_CHECKING:
+    from petsc4py import PETSc as PETScTypes
+
+__all__ = ["GCRODR", "GCRODRState"]
+
+_LOSS = 1e-12  # of orthogonality, above which a second pass is made
+_CANCELLATION = 1e-2  # norm after over before; below, the norm is not taken from Pythagoras
+_BREAKDOWN = 1e-14
+_N_REPAIRS = 3  # restarts after drift, breakdown or values that are not finite
+_EPS = float(np.finfo(float).eps)
+
+
+@solvers.register("gcrodr")
+class GCRODR:
+    """Flexible GCRO-DR(m, k): GMRES that remembers, from cycle to cycle and system to system.
+
+    Attributes
+    ----------
+    preconditioner : str
+        PC type, as for ``krylov``.
+    rtol : float
+        Tolerance for the true residual relative to ``||b||``.
+    max_iterations : int
+    restart : int
+        m, vectors per cycle, recycled ones included.
+    static : int
+        Vectors of the static space: the lowest eigenvectors of a reference operator.
+    carried : int
+        Vectors renewed from the solves themselves.
+    update : {"every", "first", "never"}
+        Whether every system renews the carried part, only the first one finds it, or nothing
+        outlives a system (recycling between the cycles of one system only).
+    target : {"operator", "preconditioned"}
+        Smallest harmonic Ritz values of A over the search space, or of A M (the form of the
+        published experiments).
+    history : bool
+        Keep residual norms in the report.
+    options : dict
+        More PETSc options for the preconditioner.
+    prefix : str
+        PETSc options prefix.
+    """
+
+    preconditioner: str = "ilu"
+    rtol: Annotated[float, Gt(0), Lt(1)] = 1e-8
+    max_iterations: PositiveInt = 10_000
+    restart: PositiveInt = 40
+    static: NonNegativeInt = 0
+    carried: NonNegativeInt = 20
+    update: Literal["every", "first", "never"] = "every"
+    target: Literal["operator", "preconditioned"] = "operator"
+    history: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target == "preconditioned" and self.static:
+            raise ConfigError(
+                "a static space lives in solution space: target = 'preconditioned' takes static = 0"
+            )
+        if self.static + self.carried >= self.restart:
+            raise ConfigError(
+                f"static + carried = {self.static + self.carried} leaves no room in cycles of "
+                f"restart = {self.restart}; raise restart or keep fewer vectors"
+            )
+
+    @property
+    def wants_order(self) -> bool:
+        """Whether neighbours in the sequence should resemble each other."""
+        return self.carried > 0 and self.update == "every"
+
+    def suits(self, system: LinearSystem) -> bool:
+        """Whether the preconditioner can be built for such matrices."""
+        return system.traits.spd or self.preconditioner not in ("icc", "cholesky")
+
+    def init(self, system: LinearSystem) -> GCRODRState:
+        """Return a fresh state. Collective."""
+        return GCRODRState(system, self)
+
+    def solve(self, system: LinearSystem, state: GCRODRState) -> tuple[SolveResult, GCRODRState]:
+        """Solve one system. Collective."""
+        return state.solve(system, self.rtol, self.max_iterations), state
+
+
+class GCRODRState(KSPState):
+    """Preconditioner, basis vectors, and what is handed on. Collective.
+
+    Parameters
+    ----------
+    system : LinearSystem
+        Any system of the sequence.
+    settings : GCRODR
+    static : ndarray, shape (local rows, k_s), optional
+        The static space; none when left out.
+
+    Attributes
+    ----------
+    static, carried : ndarray, shape (local rows, k_s) and (local rows, k_c)
+        What the next system starts with.
+    captured : float
+        Share of the last right-hand side that the recycled space took care of, ``||C^T b||/||b||``.
+    """
+
+    def __init__(
+        self, system: LinearSystem, settings: GCRODR, static: np.ndarray | None = None
+    ) -> None:
+        words = {"ksp_type": "preonly", **preconditioner_options(settings.preconditioner, system)}
+        super().__init__(system, merged(words, settings.options), prefix=settings.prefix)
+        self._settings = settings
+        self._reduce = Reducer(system.A.comm)
+        rows, k = system.b.getLocalSize(), settings.static + settings.carried
+        self._k_max, self._k, self._n_fixed = k, 0, 0
+        self._Q = Block(system.b, k + settings.restart + 1)  # [C | V], C ends at column k_max
+        self._D = Block(system.b, k + settings.restart)  # [U | Z], U ends at column k_max
+        self._is_plain = self.ksp.getPC().getType() == "none"
+        is_inner = settings.target == "preconditioned" and not self._is_plain
+        self._Y = Block(system.b, k) if is_inner else None  # U = M Y, ends at column k_max
+        self.static = np.zeros((rows, 0)) if static is None else static
+        self.carried = np.zeros((rows, 0), order="F")
+        self.captured = 0.0
+        self.events: list[str] = []
+        self._norms: list[float] = []
+        self._null_space: PETScTypes.NullSpace | None = None
+        self._image_version: tuple[int, int] | None = None
+        self._n_solved = 0
+
+    @property
+    def name(self) -> str:
+        """The solver in one line: ``gcrodr(40,0+20)+ilu``."""
+        s = self._settings
+        return f"gcrodr({s.restart},{s.static}+{s.carried})+{super().name}"
+
+    def destroy(self) -> None:
+        """Free PETSc objects. Collective."""
+        for block in (self._Q, self._D, self._Y):
+            if block is not None:
+                block.destroy()
+        super().destroy()
+
+    def forget(self) -> None:
+        """Drop the carried part; the next cycle starts from the static space alone."""
+        self.carried = self.carried[:, :0]
+        self._k, self._image_version = 0, None
+
+    def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``U, C`` with ``A U = C`` for the last system: local rows, views."""
+        part = slice(self._k_max - self._k, self._k_max)
+        return self._D.array[:, part], self._Q.array[:, part]
+
+    def _apply_pc(self, v: PETScTypes.Vec, z: PETScTypes.Vec) -> None:
+        self.ksp.getPC().apply(v, z)
+        if self._null_space is not None:
+            self._null_space.remove(z)
+
+    def _install(self, system: LinearSystem, done: Any) -> None:
+        """Make ``A U = C``, ``C^T C = I`` for this system's matrix. Collective."""
+        space = system.A.getNullSpace()
+        self._null_space = space if space.handle else None
+        if self._image_version == system.version:
+            return
+        start = np.hstack([self.static, self.carried])
+        first = self._k_max - start.shape[1]
+        part = slice(first, self._k_max)
+        U, inner = self._D.array[:, part], None
+        if self._Y is None:
+            U[...] = start
+        else:
+            inner = self._Y.array[:, part]
+            inner[...] = start
+            for j in range(first, self._k_max):
+                self._apply_pc(self._Y.touch(j), self._D.vecs[j])
+            done.pc_applies += start.shape[1]
+        apply_operator(system.A, self._D, self._Q, first, self._k_max)
+        done.operator_applies += start.shape[1]
+        C, T = orthonormalise(self._Q.array[:, part], self._reduce)
+        n_static = self.static.shape[1]
+        self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
+        self._place(C, _product(U, T), None if inner is None else _product(inner, T))
+        self._image_version = system.version
+
+    def _place(self, C: np.ndarray, U: np.ndarray, Y: np.ndarray | None) -> None:
+        """Make these the deflated pair."""
+        self._k = C.shape[1]
+        part = slice(self._k_max - self._k, self._k_max)
+        self._Q.array[:, part], self._D.array[:, part] = C, U
+        if self._Y is not None:
+            self._Y.array[:, part] = Y
+
+    def _deflate(self, r: np.ndarray) -> float:
+        """Move the part of the residual in span(C) into the solution. Collective.
+
+        Returns the length of that part.
+        """
+        U, C = self.deflated_pair()
+        if not self._k:
+            return 0.0
+        taken = 0.0
+        with self.x as x:
+            for _ in range(2):
+                c = self._reduce.sum(C.T @ r)
+                subtract(x, U, -c)
+                subtract(r, C, c)
+                taken = max(taken, float(np.linalg.norm(c)))
+        return taken
+
+    def _iterate(
+        self,
+        system: LinearSystem,
+        rtol: float,
+        max_iterations: int,
+        size: float,
+        done: Any,
+        history: list[float],
+        watch: Stopwatch,
+    ) -> None:
+        """Cycle until the true residual meets the tolerance."""
+        settings = self._settings
+        if settings.update == "never":
+            self.forget()
+        self._install(system, done)
+        watch.lap("recycle")
+        self.x.set(0.0)
+        r = np.array(system.b.getArray(readonly=True))
+        self.captured = self._deflate(r) / size
+        self._norms = []
+        self._renews = settings.carried > 0 and not (settings.update == "first" and self._n_solved)
+        ended: Reason | None = None
+        for repair in range(1 + _N_REPAIRS):
+            if repair:
+                self._mend(system, r, ended, done)
+            ended = self._cycles(system, r, rtol * size, max_iterations, done)
+            self._true_residual(system, r, done, size)
+            watch.lap("solve")
+            if done.relres <= rtol:
+                ended = Reason.CONVERGED
+                break
+            if ended is Reason.ITERATION_LIMIT:
+                break
+        done.reason = Reason.STAGNATED if ended is None else ended
+        if not isfinite(done.relres):
+            self._fail(done, Reason.BREAKDOWN, "values that are not finite")
+        if settings.history:
+            history += [value / size for value in self._norms]
+        if self._renews:
+            U = self.deflated_pair()[0] if self._Y is None else self._Y.array[:, -self._k or None :]
+            self.carried = np.array(U[:, self._n_fixed :], order="F")
+        self._n_solved += 1
+
+    def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
+        """Write ``b - A x`` to ``r``. Collective."""
+        system.A.mult(self.x, self._r)
+        self._r.aypx(-1.0, system.b)
+        r[...] = self._r.getArray(readonly=True)
+        done.operator_applies += 1
+        done.relres = self._r.norm() / size
+
+    def _mend(self, system: LinearSystem, r: np.ndarray, ended: Reason | None, done: Any) -> None:
+        """Prepare another attempt after drift, a breakdown or values that are not finite."""
+        if ended is Reason.NON_FINITE:
+            self.forget()
+            self.events.append(f"system {system.index}: not finite, recycled space dropped")
+        elif ended is Reason.BREAKDOWN:  # leave the invariant subspace, by a little
+            noise = np.random.default_rng(7193 + system.A.comm.rank).standard_normal(r.size)
+            with self.x as x:
+                x += 1e-3 * np.abs(x).max(initial=0.0) * noise
+            self._true_residual(system, r, done, 1.0)
+        self._deflate(r)
+
+    def _cycles(
+        self, system: LinearSystem, r: np.ndarray, goal: float, max_iterations: int, done: Any
+    ) -> Reason | None:
+        """Cycle until the recurrence's residual reaches the goal, and say why it ended otherwise.
+
+        ``r`` is kept up to date. Collective.
+        """
+        norm = sqrt(self._reduce.sum(np.array([r @ r]))[0])
+        while norm > goal:
+            steps = min(self._settings.restart - self._k, max_iterations - done.iterations)
+            if steps <= 0:
+                return Reason.ITERATION_LIMIT
+            norm, fault = self._cycle(system, r, norm, goal, steps, done)
+            if fault:
+                return fault
+        return None if isfinite(norm) else Reason.NON_FINITE
+
+    def _cycle(
+        self,
+        system: LinearSystem,
+        r: np.ndarray,
+        norm: float,
+        goal: float,
+        steps: int,
+        done: Any,
+    ) -> tuple[float, Reason | None]:
+        """Run one cycle: update solution and residual ``r``, then the deflated pair. Collective."""
+        V, first = self._k_max, self._k_max - self._k  # columns where V and [C V] begin
+        Q, D = self._Q.array, self._D.array
+        np.multiply(r, 1.0 / norm, out=Q[:, V])
+        G = np.zeros((self._k + steps + 1, self._k + steps))
+        G[: self._k, : self._k] = np.eye(self._k)
+        H = G[self._k :, self._k :]
+        R, omega = np.zeros((steps, steps)), np.eye(steps + 1)  # omega H = [R; 0]
+        g = np.zeros(steps + 1)
+        g[0] = norm
+        loss, fault, j = _EPS, None, 0
+        while j < steps and abs(g[j]) > goal and fault is None:
+            self._apply_pc(self._Q.touch(V + j), self._D.vecs[V + j])
+            system.A.mult(self._D.vecs[V + j], self._Q.vecs[V + j + 1])
+            done.iterations += 1
+            done.operator_applies += 1
+            done.pc_applies += 1
+            column, length, loss = self._orthogonalise(first, V + j + 1, loss)
+            if not isfinite(length):
+                return norm, Reason.NON_FINITE
+            G[: len(column), self._k + j] = column
+            H[j + 1, j] = length
+            turned = omega[: j + 1, : j + 1] @ H[: j + 1, j]
+            size = hypot(turned[j], length)
+            if length <= _BREAKDOWN * float(np.linalg.norm(column)):
+                Q[:, V + j + 1] = 0.0
+                if abs(turned[j]) <= _BREAKDOWN * float(np.linalg.norm(turned)):
+                    fault = Reason.BREAKDOWN  # the new direction adds nothing
+                    break
+                fault = None if length * abs(g[j]) <= goal * size else Reason.BREAKDOWN
+            else:
+                Q[:, V + j + 1] *= 1.0 / length
+            cos, sin = turned[j] / size, length / size
+            R[:j, j], R[j, j] = turned[:j], size
+            omega[j + 1, : j + 1] = -sin * omega[j, : j + 1]
+            omega[j, : j + 1] *= cos
+            omega[j, j + 1], omega[j + 1, j + 1] = sin, cos
+            g[j], g[j + 1] = cos * g[j], -sin * g[j]
+            j += 1
+            if self._settings.history:
+                self._norms.append(abs(float(g[j])))
+        if j:
+            y = solve_triangular(R[:j, :j], g[:j])
+            with self.x as x:
+                part = np.concatenate([G[: self._k, self._k : self._k + j] @ y, -y])
+                subtract(x, D[:, first : V + j], part)
+            r.fill(0.0)
+            subtract(r, Q[:, V : V + j + 1], -g[j] * omega[j, : j + 1])
+            norm = abs(float(g[j]))
+            if self._renews and not (norm <= goal and self._settings.update == "never"):
+                self._renew(G[: self._k + j + 1, : self._k + j], j)
+        return norm, fault
+
+    def _orthogonalise(self, first: int, last: int, loss: float) -> tuple[np.ndarray, float, float]:
+        """Free column ``last`` of [C V] from those before it. Collective.
+
+        Parameters
+        ----------
+        loss : float
+            Bound for the loss of orthogonality among those columns.
+
+        Returns
+        -------
+        h : ndarray, shape (last - first,)
+        length : float
+            What is left of the column, which is not yet normalised.
+        loss : float
+            The bound with the new column.
+        """
+        Q = self._Q.array
+        w, basis = Q[:, last], Q[:, first:last]
+        near = min(2, last - self._k_max)
+        h = np.zeros(last - first)
+        h[-near:] = self._reduce.sum(basis[:, -near:].T @ w)
+        subtract(w, basis[:, -near:], h[-near:])
+        before = 0.0
+        for _ in range(2):
+            products = np.empty(len(h) + 1)
+            np.matmul(basis.T, w, out=products[:-1])
+            products[-1] = w @ w
+            products = self._reduce.sum(products)
+            part, square = products[:-1], products[-1]
+            subtract(w, basis, part)
+            h += part
+            moved = float(part @ part)
+            rest = square - moved
+            before = before or square + float(h[-near:] @ h[-near:])
+            if rest > _CANCELLATION**2 * square:
+                length = sqrt(rest)
+                added = (loss * sqrt(moved) + _EPS * sqrt(before)) / length
+                if added <= _LOSS:
+                    return h, length, hypot(loss, 1.5 * added)
+            elif not isfinite(rest):
+                return h, rest, loss
+        length = sqrt(max(self._reduce.sum(np.array([w @ w]))[0], 0.0))
+        return h, length, max(loss, _LOSS)
+
+    def _renew(self, G: np.ndarray, j: int) -> None:
+        """Choose the next deflated pair from this cycle's search space. Collective."""
+        V, k, fixed = self._k_max, self._k, self._n_fixed
+        first = V - k
+        W, S = self._Q.array[:, first : V + j + 1], self._D.array[:, first : V + j]
+        if self._is_plain or self._Y is not None:  # the block of Z, or of V, is the identity
+            WS = np.zeros(G.shape)
+            WS[k : k + j, k:] = np.eye(j)
+            old = S[:, :k] if self._Y is None else self._Y.array[:, first:]
+            if k:
+                WS[:, :k] = self._reduce.gram(W, old)
+        else:
+            WS = self._reduce.gram(W, S)
+        chosen = self._reduce.from_root(handed_on, G, WS, fixed, self._settings.carried)
+        if chosen is None:
+            return
+        Q, T = (part[:, fixed:] for part in chosen)
+        keep = slice(first, first + fixed)  # the static part stays
+        C = np.hstack([self._Q.array[:, keep], W @ Q])
+        U = np.hstack([self._D.array[:, keep], S @ T])
+        Y = None
+        if self._Y is not None:
+            Y = self._Y.array[:, first:] @ T[:k] + self._Q.array[:, V : V + j] @ T[k:]
+        self._place(C, U, Y)
+
+
+def _product(U: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """Return ``U T`` where rows of T that are zero stand for columns of U that are not used."""
+    used = np.any(T, axis=1)
+    return np.asarray(U[:, used] @ T[used])
