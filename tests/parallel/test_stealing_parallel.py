@@ -16,7 +16,7 @@ def never() -> bool:
     return False
 
 
-def walked(crew: Crew, chain, seconds: float, stop=never) -> list[int]:
+def walked(crew: Crew, ids, seconds: float, stop=never) -> list[int]:
     """Walk one phase with a sleep per sample."""
     found = []
     for index in crew.walk(ids, stop):
