@@ -60,7 +60,7 @@ class Auto:
     candidates: tuple[Annotated[Any, solvers.field], ...] = ()
 
     def suits(self, system: LinearSystem) -> bool:
-        """Whether any candidate does: always, LU takes every matrix."""
+        """Whether any candidate does: always, when they are ours to choose."""
         return not self.candidates or any(item.suits(system) for item in self.candidates)
 
     def init(self, system: LinearSystem) -> AutoState:
@@ -97,7 +97,8 @@ def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], s
     if given:
         method = "cg" if system.traits.spd else "gmres"
         words = " and ".join(f"-{name}" for name in given)
-        krylov = _make("krylov", rtol, method=method, preconditioner=_multigrid())
+        pc = "jacobi" if system.traits.matrix_free else _multigrid()
+        krylov = _make("krylov", rtol, method=method, preconditioner=pc)
         return [krylov], f"{words} on the command line"
     traits, n = system.traits, system.A.getSize()[0]
     grid = traits.grid
@@ -110,6 +111,10 @@ def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], s
     )
     may_factor = n <= limits[is_3d]
     fast, direct = _make("fast", rtol), _make("direct", rtol)
+    if traits.matrix_free:
+        methods = ("cg",) if traits.spd else ("gmres", "bcgs")
+        krylov = [_make("krylov", rtol, method=m, preconditioner="jacobi") for m in methods]
+        return ([fast] if fast.suits(system) else []) + krylov, f"{about}, matrix-free"
     if n <= _TINY:
         return [direct], f"{about}: tiny"
     if traits.constant_matrix and may_factor:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
 
+from simlab.core.errors import ConfigError
 from simlab.linalg import petsc as PETSc
 from simlab.linalg.ksp import KSPState
 from simlab.linalg.options import merged
@@ -53,12 +54,25 @@ class Direct:
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether method and package can take this matrix on this many ranks."""
+        if system.traits.matrix_free:
+            return False
         if self.method == "cholesky" and not system.traits.spd:
             return False
         return system.A.comm.size == 1 or self.package in ("auto", "mumps")
 
     def init(self, system: LinearSystem) -> KSPState:
-        """Return a fresh state. Collective."""
+        """Return a fresh state. Collective.
+
+        Raises
+        ------
+        ConfigError
+            When the matrix has no entries.
+        """
+        if system.traits.matrix_free:
+            raise ConfigError(
+                "solver direct factors a matrix's entries, and this family is matrix-free; use "
+                "solver auto or fast"
+            )
         method = self.method
         if method == "auto":
             method = "cholesky" if system.traits.spd else "lu"

@@ -17,15 +17,37 @@ from typing import Annotated, Any
 from annotated_types import Gt, Lt
 from pydantic import PositiveInt
 
+from simlab.core.errors import ConfigError
 from simlab.linalg.ksp import KSPState
-from simlab.linalg.options import merged
+from simlab.linalg.options import merged, user_gave
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
-__all__ = ["CGAMG", "CGGAMG", "CGICC", "GMRESILU", "Krylov"]
+__all__ = [
+    "CGAMG",
+    "CGGAMG",
+    "CGICC",
+    "GMRESILU",
+    "Krylov",
+    "needs_entries",
+    "preconditioner_options",
+]
 
 _NEED_SPD = ("cg", "pipecg", "groppcg", "fcg")
 _SYMMETRIC_PCS = ("icc", "cholesky")
 _ONE_RANK_PCS = ("icc", "ilu")
+_PCS_WITHOUT_ENTRIES = ("none", "jacobi", "python", "shell")
+
+
+def needs_entries(preconditioner: str) -> bool:
+    """Whether a PC type cannot work with a matrix that only multiplies and has a diagonal."""
+    return preconditioner not in _PCS_WITHOUT_ENTRIES
+
+
+def preconditioner_options(kind: str, system: LinearSystem) -> dict[str, str]:
+    """Return PETSc's options for a preconditioner; inside block Jacobi where it is rank-local."""
+    if kind in _ONE_RANK_PCS and system.A.comm.size > 1:
+        return {"pc_type": "bjacobi", "sub_ksp_type": "preonly", "sub_pc_type": kind}
+    return {"pc_type": kind}
 
 
 @solvers.register("krylov")
@@ -70,22 +92,30 @@ class Krylov:
     def suits(self, system: LinearSystem) -> bool:
         """Whether the matrix is of the sort this method needs."""
         traits = system.traits
+        if traits.matrix_free and needs_entries(self.preconditioner):
+            return False
         if self.preconditioner in _SYMMETRIC_PCS and not traits.spd:
             return False
         return traits.spd or self.method not in _NEED_SPD
 
     def init(self, system: LinearSystem) -> KSPState:
-        """Return a fresh state. Collective."""
-        options: dict[str, Any] = {
-            "ksp_type": self.method,
-            "pc_type": self.preconditioner,
-            "ksp_gmres_restart": self.restart,
-        }
-        if self.preconditioner in _ONE_RANK_PCS and system.A.comm.size > 1:
-            options |= {"pc_type": "bjacobi", "sub_ksp_type": "preonly"}
-            options["sub_pc_type"] = self.preconditioner
-        if "gmres" not in self.method:
-            del options["ksp_gmres_restart"]
+        """Return a fresh state. Collective.
+
+        Raises
+        ------
+        ConfigError
+            When the preconditioner needs entries of a matrix that has none.
+        """
+        pc = merged({"pc_type": self.preconditioner}, self.options)["pc_type"]
+        is_ours = not user_gave("pc_type", prefix=self.prefix)
+        if system.traits.matrix_free and is_ours and needs_entries(str(pc)):
+            raise ConfigError(
+                f"solver krylov: preconditioner {pc!r} needs the matrix's entries, and this "
+                'family is matrix-free; set solver.preconditioner = "jacobi" or use solver fast'
+            )
+        options = {"ksp_type": self.method, **preconditioner_options(self.preconditioner, system)}
+        if "gmres" in self.method:
+            options["ksp_gmres_restart"] = str(self.restart)
         return KSPState(
             system,
             merged(options, self.options),

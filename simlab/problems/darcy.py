@@ -3,7 +3,8 @@
 ``-div(a grad u) = f`` inside, ``u = 0`` on the boundary. Conservative cell-centred finite volumes
 with harmonic face conductances (:mod:`.grid`): a symmetric M-matrix, second order for smooth ``a``,
 exact fluxes across layers of constant ``a``. Every sample has a matrix of its own and, unless it
-brings a source, the same right-hand side.
+brings a source, the same right-hand side. ``matrix_free`` solves the same equations without ever
+storing a matrix: with one, 2 d + 1 numbers and indices per cell; without, d + 1 numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from annotated_types import Ge
 from pydantic import FiniteFloat
 
@@ -19,7 +19,7 @@ from simlab.core.samples import Sample
 from simlab.linalg.system import LinearSystem, StructuredGrid, Traits
 from simlab.problems.family import families
 from simlab.problems.fields import FieldSetting, Lognormal
-from simlab.problems.grid import CellWorkspace, cell_axes
+from simlab.problems.grid import CellWorkspace, SteadyOnCells, cell_axes
 from simlab.problems.spaces import FieldSpace
 from simlab.store.schema import Boundary, FieldSpec, Schema
 
@@ -31,7 +31,7 @@ __all__ = ["Darcy"]
 
 
 @families.register("darcy")
-class Darcy:
+class Darcy(SteadyOnCells):
     """Darcy flow: coefficient field ``a`` in, pressure ``u`` out.
 
     Attributes
@@ -44,6 +44,9 @@ class Darcy:
         the user's own, ``{file = "a.npy"}``.
     source : float
         Constant ``f``. A sample that has a field ``"f"`` of its own is solved with that instead.
+    matrix_free : bool
+        Give solvers an operator that multiplies and knows its diagonal instead of a sparse matrix:
+        only ``auto``, ``fast`` and Krylov methods with Jacobi or no preconditioner take it.
 
     Examples
     --------
@@ -56,11 +59,7 @@ class Darcy:
     dim: Literal[2, 3] = 2
     fields: FieldSetting = Lognormal()
     source: FiniteFloat = 1.0
-
-    @property
-    def steps(self) -> int:
-        """One linear system per sample."""
-        return 1
+    matrix_free: bool = False
 
     @cached_property
     def space(self) -> FieldSpace:
@@ -87,7 +86,7 @@ class Darcy:
     def traits(self) -> Traits:
         """What holds for every matrix of this family."""
         grid = StructuredGrid((self.cells,) * self.dim, "dirichlet")
-        return Traits(spd=True, symmetric=True, grid=grid)
+        return Traits(spd=True, symmetric=True, grid=grid, matrix_free=self.matrix_free)
 
     def validate(self) -> None:
         """Check the coefficient's source: file, dataset, shape, every value."""
@@ -95,7 +94,7 @@ class Darcy:
 
     def setup(self, comm: MPI.Comm) -> CellWorkspace:
         """Make grid, matrix and vectors. Collective."""
-        return CellWorkspace(comm, (self.cells,) * self.dim)
+        return CellWorkspace(comm, (self.cells,) * self.dim, matrix_free=self.matrix_free)
 
     def assemble(
         self,
@@ -106,15 +105,5 @@ class Darcy:
     ) -> LinearSystem:
         """Fill matrix and right-hand side. Collective."""
         state.assemble(mu.fields["a"])
-        source = mu.fields.get("f")
-        with state.b as b:
-            if source is None:
-                b[...] = state.volume * self.source
-            else:
-                np.multiply(source[state.own], state.volume, out=b.reshape(state.local_shape))
+        state.load(mu.fields.get("f", self.source))
         return LinearSystem(state.A, state.b, self.traits, mu, mu.index)
-
-    def observe(self, mu: Sample, x: PETSc.Vec, state: CellWorkspace) -> dict[str, np.ndarray]:
-        """Return ``{"u": pressure}`` on the root, ``{}`` elsewhere. Collective."""
-        u = state.gather(x)
-        return {} if u is None else {"u": u}

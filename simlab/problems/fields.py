@@ -23,6 +23,7 @@ from math import pi, prod
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from annotated_types import Gt, Lt
 from pydantic import FiniteFloat, PlainValidator, PositiveFloat
 
 from simlab.core.config import Registry
@@ -35,6 +36,7 @@ __all__ = [
     "FourParameter",
     "Lognormal",
     "TwoPhase",
+    "Wavenumber",
     "cell_centres",
     "fields",
     "gaussian",
@@ -179,15 +181,19 @@ class Lognormal:
         self, shape: tuple[int, ...], n: int, seed: int, start: int = 0, name: str = "a"
     ) -> list[Draw]:
         """Return fields ``start .. start + n - 1``."""
-        alpha, tau = (2.5, 7.0) if self.spectrum == "periodic" else (2.0, 3.0)
-        alpha, tau = self.alpha or alpha, self.tau or tau
         draws = []
         for index in range(start, start + n):
-            random = generator(seed, index, f"field {name}")
-            values = gaussian(shape, random, self.spectrum, alpha, tau, self.sigma)
+            values = self.gaussian(shape, generator(seed, index, f"field {name}"))
             values *= self.scale
             draws.append(Draw(np.exp(values, out=values)))
         return draws
+
+    def gaussian(self, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+        """Return one Gaussian field ``g``."""
+        alpha, tau = (2.5, 7.0) if self.spectrum == "periodic" else (2.0, 3.0)
+        return gaussian(
+            shape, random, self.spectrum, self.alpha or alpha, self.tau or tau, self.sigma
+        )
 
     def contains(self, values: np.ndarray, parameters: Mapping[str, float]) -> bool:
         """Return whether every value is positive and finite."""
@@ -259,13 +265,37 @@ class FourParameter:
     def validate(self, shape: tuple[int, ...]) -> None:
         """Accept every shape."""
 
-    @staticmethod
-    def _values(shape: tuple[int, ...], mu: np.ndarray) -> np.ndarray:
-        axes = [cell_centres(n) for n in shape]
-        x = np.meshgrid(*axes, indexing="ij", sparse=True)
-        exponent = mu[0] * prod(np.sin(pi * x_j) for x_j in x)
-        exponent = exponent + mu[1] * np.cos(pi * x[0]) + mu[2] * np.cos(pi * x[-1])
-        return np.exp(exponent + mu[3] * prod(np.sin(2 * pi * x_j) for x_j in x))
+    def _values(self, shape: tuple[int, ...], mu: np.ndarray) -> np.ndarray:
+        return np.exp(_four_modes(shape, mu))
+
+
+@fields.register("wavenumber")
+class Wavenumber(FourParameter):
+    """``k = mean (1 + contrast sum_q mu_q phi_q)``, with ``mu`` and ``phi`` of ``four_parameter``.
+
+    Linear in its parameters and never far from its mean.
+
+    Attributes
+    ----------
+    mean : float
+    contrast : float
+        Below 1/4, so that ``k`` is positive.
+    """
+
+    mean: PositiveFloat = 20.0
+    contrast: Annotated[float, Gt(0), Lt(0.25)] = 0.05
+
+    def _values(self, shape: tuple[int, ...], mu: np.ndarray) -> np.ndarray:
+        return self.mean * (1.0 + self.contrast * _four_modes(shape, mu))
+
+
+def _four_modes(shape: tuple[int, ...], mu: np.ndarray) -> np.ndarray:
+    """Return ``sum_q mu_q phi_q`` at the cells' centres."""
+    axes = [cell_centres(n) for n in shape]
+    x = np.meshgrid(*axes, indexing="ij", sparse=True)
+    values = mu[0] * prod(np.sin(pi * x_j) for x_j in x)
+    values = values + mu[1] * np.cos(pi * x[0]) + mu[2] * np.cos(pi * x[-1])
+    return np.asarray(values + mu[3] * prod(np.sin(2 * pi * x_j) for x_j in x))
 
 
 def _named(names: tuple[str, ...], values: np.ndarray) -> dict[str, float]:
