@@ -96,6 +96,12 @@ def check_case(case: Case) -> None:
     Rank-local; loads neither PETSc nor MPI. Checks files, groups, values, one drawn sample and
     the schema, and raises :class:`ConfigError` or :class:`SchemaError`.
     """
+    if getattr(case.family, "reproduction_only", False):
+        raise ConfigError(
+            f"family.kind = {case.family.kind!r} reproduces published timings and is not a "
+            'discretised equation: its solutions are refused as data; choose another kind, "darcy" '
+            "for flow in porous media"
+        )
     case.family.validate()
     schema = case.family.schema
     if len(schema.times) != case.family.steps:

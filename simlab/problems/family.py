@@ -44,7 +44,11 @@ class ParameterSpace(Protocol):
 
 
 class ProblemFamily(Protocol):
-    """A parametric PDE, discretised: frozen settings; storage lives in what ``setup`` returns."""
+    """A parametric PDE, discretised: frozen settings; storage lives in what ``setup`` returns.
+
+    A family that only rebuilds somebody's published systems says so with a class variable
+    ``reproduction_only = True``: benchmarks take it, campaigns refuse it.
+    """
 
     kind: ClassVar[str]
 
