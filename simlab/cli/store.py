@@ -101,6 +101,20 @@ def stats(path: _Directory) -> None:
     typer.echo((store.path / "stats.yaml").read_text(encoding="utf-8"), nl=False)
 
 
+@app.command()
+def solves(
+    path: _Directory,
+    split: Annotated[str | None, typer.Option(help="train, valid or test; all by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what each solver took: means per solve, the worst true residual, CPU seconds."""
+    from simlab.store.solves import summary, summary_text
+
+    rows = summary(_open(path).solves(split))
+    plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
+    typer.echo(json.dumps(plain) if as_json else summary_text(rows))
+
+
 @view.command()
 def pdebench(
     path: _Directory,

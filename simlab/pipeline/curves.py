@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "along_chains",
     "buffer_curves",
     "calibration_plot",
     "error_distribution",
@@ -170,6 +171,46 @@ def iterations_histogram(iterations: np.ndarray, axis: Axes | None = None) -> Ax
     if values.size:
         _mark(axis, {"mean": float(values.mean()), "max": float(high)}, "{:.1f}")
     return _labels(axis, "iterations per solve", "solves", "Solver iterations")
+
+
+@styled
+def along_chains(
+    order: np.ndarray,
+    chain: np.ndarray,
+    values: np.ndarray,
+    label: str,
+    axis: Axes | None = None,
+) -> Axes:
+    """Draw what each sample took against its place in the order of solving, a line per chain.
+
+    Chains of more than 400 samples are drawn as their running median over 1/100 of the chain.
+
+    Parameters
+    ----------
+    order, chain : ndarray of int, shape (n,)
+    values : ndarray, shape (n,)
+        NaN: not known.
+    label : str
+        Of the vertical axis.
+    """
+    axis = _axis(axis)
+    numbers = np.unique(chain)
+    widest = 1
+    for k, number in enumerate(numbers.tolist()):
+        mine = np.flatnonzero(chain == number)
+        mine = mine[np.argsort(order[mine], kind="stable")]
+        width = max(len(mine) // 100, 1) if len(mine) > 400 else 1
+        widest = max(widest, width)
+        drawn = _running_median(values[mine], width) if width > 1 else values[mine]
+        axis.plot(
+            order[mine], drawn, color=COLOURS[k % len(COLOURS)], linewidth=1.0,
+            label=f"chain {number}", marker="o" if len(mine) < 40 else None, markersize=3,
+        )  # fmt: skip
+    if 1 < len(numbers) <= len(COLOURS):
+        axis.legend()
+    axis.set_ylim(0, None)
+    title = f"{label[0].upper()}{label[1:]} along the chain" + "s" * (len(numbers) > 1)
+    return _labels(axis, "position in the order of solving", label, title)
 
 
 @styled

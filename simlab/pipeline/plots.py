@@ -30,6 +30,7 @@ from simlab.core.runs import publish
 from simlab.core.samples import Trajectory
 from simlab.core.surrogate import Surrogate
 from simlab.pipeline.curves import (
+    along_chains,
     buffer_curves,
     calibration_plot,
     error_distribution,
@@ -50,6 +51,7 @@ from simlab.store.store import SnapshotStore
 
 __all__ = [
     "Comparison",
+    "along_chains",
     "buffer_curves",
     "calibration_plot",
     "error_distribution",
@@ -116,6 +118,7 @@ def save_figures(
     if store is not None:
         data = store
         album.attempt("solver", lambda: _solver(album, data))
+        album.attempt("chains", lambda: _chains(album, data))
     return album.close()
 
 
@@ -417,6 +420,39 @@ def _solver(album: _Album, store: SnapshotStore) -> None:
             "step": found["step"],
             "iterations": iterations,
             "true_relres": residuals,
+        },
+    )
+
+
+def _chains(album: _Album, store: SnapshotStore) -> None:
+    """Draw what the samples took in the order they were solved in, where that says anything."""
+    found = store.solves()
+    found = found[(found["order"] >= 0) & (found["iterations"] >= 0)]
+    if len(np.unique(found["iterations"])) < 2:
+        return
+    _, first, sample = np.unique(found["index"], return_index=True, return_inverse=True)
+    n_steps = np.bincount(sample)
+    order, chain = found["order"][first], found["chain"][first]
+    iterations = np.bincount(sample, found["iterations"]) / n_steps
+    seconds = np.bincount(sample, found["seconds"]) / n_steps
+    axes = new_axes(1, 2, (5.2, 2.9))
+    along_chains(order, chain, iterations, "iterations per solve", axes[0, 0])
+    along_chains(order, chain, 1e3 * seconds, "CPU ms per solve", axes[0, 1])
+    solvers = np.unique(found["solver"]).tolist()
+    album.add(
+        "chains",
+        axes,
+        "Iterations along the chain",
+        f"What each of {len(first):,} samples took, in the order they were solved in"
+        f"{f', by {solvers[0]}' if len(solvers) == 1 and solvers[0] else ''}.",
+        "solver",
+        columns={
+            "sample": found["index"][first],
+            "order": order,
+            "chain": chain,
+            "iterations": iterations,
+            "cpu_seconds": seconds,
+            "solver": found["solver"][first],
         },
     )
 

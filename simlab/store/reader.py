@@ -33,6 +33,9 @@ class _OpenShard:
             self.seed = log["seed"][:]
             self.parameters = log["parameters"][:]
             self.n_steps = len(self.file["dimensions/time"])
+            self.solvers: list[str] | None = None  # a shard of format 1 does not name them
+            if "solve" in self.file:
+                self.solvers = self.file["solve"].attrs["solver"].tolist()
             self._datasets: dict[str, h5py.Dataset] = {}
         except (OSError, KeyError) as error:
             raise StoreError(f"{path}: cannot be read ({error}); run `simlab store verify`") from (

@@ -109,20 +109,20 @@ class SolverNames:
     """The solvers of one segment, numbered in the order of their SOLVER records."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._words: list[str] = []
 
-    def number(self, solver: str) -> int | None:
-        """Return the number of a solver; None when it has no record yet."""
-        return self._names.index(solver) if solver in self._names else None
-
-    def record(self, solver: str) -> tuple[list[bytes | memoryview], int]:
-        """Return the buffers of a record for a new solver, and the number it will have."""
-        number = len(self._names)
-        return pack(Kind.SOLVER, body={"number": number, "solver": solver})[0], number
+    def find(self, solver: str) -> tuple[int, list[bytes | memoryview]]:
+        """Return the number of a solver, and the record it still needs, empty if it has one."""
+        number = self._numbers.get(solver, len(self._words))
+        is_new = number == len(self._words)
+        return number, pack(Kind.SOLVER, body={"solver": solver})[0] if is_new else []
 
     def add(self, solver: str) -> None:
-        """Take a solver whose record was written."""
-        self._names.append(solver)
+        """Take a solver whose record is in the segment."""
+        if solver not in self._numbers:
+            self._numbers[solver] = len(self._words)
+            self._words.append(solver)
 
     def take(self, record: Record) -> None:
         """Take a SOLVER record that was read."""
@@ -137,8 +137,8 @@ class SolverNames:
         order, its, applies, pc_applies, chain, solver, relres, seconds = _STEP.unpack(
             record.payload
         )
-        name = self._names[solver]
-        return Provenance(order, chain, its, applies, pc_applies, relres, seconds, name)
+        words = self._words[solver]
+        return Provenance(order, chain, its, applies, pc_applies, relres, seconds, words)
 
 
 @dataclass(slots=True)
@@ -273,8 +273,13 @@ def _read(
     if magic != _MAGIC or end > size or ndim > 4:
         return None
     if version not in _VERSIONS:
-        _refuse_version(version, raw, window.read(offset + HEADER_BYTES, nbytes))
-        return None
+        crc = zlib.crc32(raw[:60], zlib.crc32(window.read(offset + HEADER_BYTES, nbytes)))
+        if crc == rest[4]:
+            raise StoreError(
+                f"a segment has records of version {version}, this simlab reads "
+                f"{_VERSIONS[0]} to {_VERSION}: use the simlab that wrote it, or a newer one"
+            )
+        return None  # damaged: its version says nothing
     if not Kind.HEAD <= kind <= Kind.SOLVER or (code and code not in _DTYPES):
         return None
     record = Record(
@@ -302,16 +307,6 @@ def _read(
     if not is_field or payloads == "keep":
         record.payload = payload
     return record
-
-
-def _refuse_version(version: int, raw: bytes, payload: bytes) -> None:
-    """Raise StoreError for a good record of a version to come; a damaged one says nothing."""
-    crc = zlib.crc32(raw[:60], zlib.crc32(payload))
-    if _CRC.pack(crc) == raw[60:HEADER_BYTES]:
-        raise StoreError(
-            f"a segment has records of version {version}, this simlab reads {_VERSIONS[0]} to "
-            f"{_VERSION}: use the simlab that wrote the store, or a newer one"
-        )
 
 
 def scan(

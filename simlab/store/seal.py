@@ -367,7 +367,9 @@ def _seal_shard(store: SnapshotStore, split: str, rows: Sequence[Row]) -> str:
     target = store.path / "data" / split / name
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shards.write(draft, store.schema, rows, campaign=store.uuid, config=store.config)
+        shards.write(
+            draft, store.schema, rows, campaign=store.uuid, seed=store.seed, config=store.config
+        )
         line = shards.inspect(draft, store.schema)
         files.rename(draft, target)
     except OSError as error:

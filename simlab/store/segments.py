@@ -270,17 +270,10 @@ class Writer:
             )
             buffers += packed
             crcs.append(crc)
-        solvers = state.segment.solvers
-        known = solvers.number(solve.solver)
-        if known is None:
-            named, solver = solvers.record(solve.solver)
-            buffers = named + buffers
-        else:
-            solver = known
+        solver, named = state.segment.solvers.find(solve.solver)
         packed, crc = pack_step(traj, state.attempt, step, time, solve, solver)
-        self._write(state.segment, buffers + packed)
-        if known is None:
-            solvers.add(solve.solver)
+        self._write(state.segment, named + buffers + packed)
+        state.segment.solvers.add(solve.solver)
         state.crcs += [*crcs, crc]
         state.next_step += 1
 
@@ -360,7 +353,7 @@ class Writer:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         segment = _Segment(path, fd)
         try:
-            head = {"schema": "simlab-segment/1", "campaign": self._campaign, "writer": self.id}
+            head = {"schema": "simlab-segment/2", "campaign": self._campaign, "writer": self.id}
             self._write(segment, pack(Kind.HEAD, body=head)[0])
             files.sync_directory(self._directory)
         except BaseException:

@@ -23,30 +23,19 @@ import numpy as np
 
 from simlab.core.errors import StoreError
 from simlab.core.reports import Provenance
-from simlab.store import files
+from simlab.store import files, solves
 from simlab.store.records import Record
 from simlab.store.schema import FieldSpec, Schema
 from simlab.store.segments import stored_dtype
 from simlab.store.stats import Moments
 
-__all__ = ["READABLE", "SCHEMA", "SOLVE_COLUMNS", "Row", "field_path", "inspect", "write"]
+__all__ = ["READABLE", "SCHEMA", "Row", "field_path", "inspect", "write"]
 
 SCHEMA = "simlab-store/2"
 READABLE = ("simlab-store/1", SCHEMA)
 _CHUNK_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 22
 _TEXT = h5py.string_dtype()
-
-SOLVE_COLUMNS: dict[str, tuple[str, np.dtype]] = {
-    "order": ("order", np.dtype("<i8")),
-    "chain": ("chain", np.dtype("<i4")),
-    "its": ("iterations", np.dtype("<i8")),
-    "op_applies": ("operator_applies", np.dtype("<i8")),
-    "pc_applies": ("pc_applies", np.dtype("<i8")),
-    "true_relres": ("true_relres", np.dtype("<f8")),
-    "cpu_s": ("seconds", np.dtype("<f8")),
-}
-"""Datasets of the group ``solve``: the attribute of Provenance each holds, and its type."""
 
 
 @dataclass(eq=False)
@@ -84,7 +73,13 @@ def field_path(spec: FieldSpec) -> str:
 
 
 def write(
-    path: Path, schema: Schema, rows: Sequence[Row], *, campaign: str, config: Mapping[str, Any]
+    path: Path,
+    schema: Schema,
+    rows: Sequence[Row],
+    *,
+    campaign: str,
+    seed: int,
+    config: Mapping[str, Any],
 ) -> None:
     """Write one shard; all rows have the same number of steps. The file is synced.
 
@@ -107,7 +102,7 @@ def write(
     ) as file:
         _write_header(file, schema, n_steps, rows, campaign)
         _write_log(file, schema, rows, config)
-        _write_solves(file, rows, config)
+        _write_solves(file, rows, config, seed)
         for number, spec in enumerate(schema.inputs):
             records = [[row.inputs[number]] for row in rows]
             _write_field(file, schema, spec, rows, records)
@@ -261,31 +256,17 @@ def _write_log(
     log["parameters"].attrs["names"] = _texts(schema.parameters)
 
 
-def _write_solves(file: h5py.File, rows: Sequence[Row], config: Mapping[str, Any]) -> None:
-    """Write how each step was solved, and what of it holds for the whole campaign."""
-    solves = [[step[1] for step in row.steps] for row in rows]
-    solvers = sorted({solve.solver for row in solves for solve in row})
-    numbers = {solver: number for number, solver in enumerate(solvers)}
+def _write_solves(
+    file: h5py.File, rows: Sequence[Row], config: Mapping[str, Any], seed: int
+) -> None:
     group = file.create_group("solve")
-    for name, (attribute, dtype) in SOLVE_COLUMNS.items():
-        column = [[getattr(solve, attribute) for solve in row] for row in solves]
-        _checked(group, name, np.array(column, dtype=dtype))
-    column = [[numbers[solve.solver] for solve in row] for row in solves]
-    _checked(group, "solver", np.array(column, dtype=np.int32))
+    columns, solvers = solves.columns([[step[1] for step in row.steps] for row in rows])
+    for name, values in columns.items():
+        _checked(group, name, values)
     group.attrs["solver"] = _texts(solvers)
-    group.attrs["norm"] = "true residual / ||b||"
-    group.attrs.update(_facts(config))
-
-
-def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the resolved case says of the solves; what it does not say is left out."""
-    family, solver = (config.get(name) or {} for name in ("family", "solver"))
-    facts = {name: solver.get(name) for name in ("kind", "m", "k_static", "k_carried", "rtol")}
-    facts["solver_kind"] = facts.pop("kind")
-    facts["family"] = family.get("kind")
-    facts["phase_values"] = family.get("phase_values")
-    facts["seed"] = (config.get("campaign") or {}).get("seed")
-    return {name: value for name, value in facts.items() if value is not None}
+    group.attrs["norm"] = solves.NORM
+    group.attrs["seed"] = seed
+    group.attrs.update(solves.settings(config))
 
 
 def _write_field(

@@ -86,9 +86,9 @@ def make_store(path, n_cells=24, times=(0.0,)):
                 writer.append(
                     i, step, time, {"pressure": pressure * (1 + step)},
                     solve=Provenance(
-                        order=i, chain=0, iterations=20 + i % 9, operator_applies=21 + i % 9,
-                        pc_applies=21 + i % 9, true_relres=10.0 ** -(8.1 + i % 3), seconds=0.01,
-                        solver="cg+icc",
+                        order=(i * 7) % N, chain=i % 3, iterations=20 + i % 9,
+                        operator_applies=21 + i % 9, pc_applies=21 + i % 9,
+                        true_relres=10.0 ** -(8.1 + i % 3), seconds=0.01, solver="cg+icc",
                     ),
                 )  # fmt: skip
             writer.finish(i)
@@ -214,6 +214,7 @@ def test_a_whole_run_has_all_its_figures_each_with_its_numbers(whole):
         "training.png",
         "throughput.png",
         "solver.png",
+        "chains.png",
     ]
     folder = whole["run"] / "figures"
     index = json.loads((folder / "index.json").read_text())
@@ -232,7 +233,14 @@ def test_the_numbers_beside_a_figure_are_those_of_the_data(whole):
     assert len(rows) == N  # one failed sample, one header
     sample, _, iterations, residual = rows[20].split(",")
     assert int(iterations) == 20 + int(sample) % 9
-    assert float(residual) == pytest.approx(10.0 ** -(8.1 + int(sample) % 3), rel=1e-5)
+    assert float(residual) == pytest.approx(10.0 ** -(8.1 + int(sample) % 3), rel=1e-12)
+    rows = (folder / "chains.csv").read_text().splitlines()
+    assert rows[0] == "sample,order,chain,iterations,cpu_seconds,solver"
+    assert len(rows) == N
+    sample, order, chain, iterations, seconds, solver = rows[20].split(",")
+    assert (int(order), int(chain)) == ((int(sample) * 7) % N, int(sample) % 3)
+    assert (float(iterations), float(seconds)) == (20 + int(sample) % 9, 0.01)
+    assert solver == "cg+icc"
     told = json.loads((folder / "prediction_pressure.json").read_text())
     worst = next(t for t in store.split("test") if t.sample.index == told["worst"]["sample"])
     arrays = np.load(folder / "prediction_pressure.npz")
@@ -349,7 +357,7 @@ def test_a_data_only_run_says_that_there_is_no_surrogate(tmp_path):
     (run / "metrics.jsonl").write_text("\n".join(line for line in lines if '"campaign"' in line))
     store = make_store(run / "store", n_cells=8, times=(0.0, 0.5, 1.0))
     names = [path.name for path in save_figures(run)]
-    assert names == ["samples.png", "throughput.png", "solver.png"]
+    assert names == ["samples.png", "throughput.png", "solver.png", "chains.png"]
     text = visible(write_report(run))
     assert "This run made data only" in text
     assert "No trained model in this run." in text

@@ -281,6 +281,21 @@ def test_curves_draw_on_the_axis_given_and_stand_an_empty_log(draw):
     empty.figure.savefig("/dev/null", format="png")
 
 
+def test_chains_are_drawn_in_the_order_of_solving():
+    order, chain = np.array([3, 0, 5, 1, 2, 4]), np.array([0, 0, 7, 0, 0, 7])
+    axis = curves.along_chains(order, chain, 10.0 * order, "iterations per solve")
+    assert [line.get_label() for line in axis.lines] == ["chain 0", "chain 7"]
+    np.testing.assert_array_equal(axis.lines[0].get_xdata(), [0, 1, 2, 3])
+    np.testing.assert_array_equal(axis.lines[1].get_ydata(), [40, 50])
+    n = 1000
+    values = np.full(n, 7.0)
+    values[::50] = 100.0  # single jumps do not show in long chains
+    axis = curves.along_chains(np.arange(n)[::-1], np.zeros(n), values, "iterations per solve")
+    assert len(axis.lines) == 1
+    assert set(axis.lines[0].get_ydata().tolist()) == {7.0}
+    assert axis.get_legend() is None
+
+
 def test_a_torn_metrics_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert curves.read_metrics(path) == []
