@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ from simlab.linalg import petsc as PETSc
 from simlab.linalg.options import user_gave
 from simlab.linalg.system import LinearSolver, LinearSystem, SolveResult, solvers
 
-__all__ = ["Auto", "AutoState", "adopt", "candidates", "chosen"]
+__all__ = ["Auto", "AutoState", "adopt", "begun", "candidates", "chosen"]
 
 log = logging.getLogger("simlab.linalg.advisor")
 
@@ -137,14 +138,35 @@ def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], s
     return found, about
 
 
+def begun(solver: LinearSolver, system: LinearSystem, seed: Any = None) -> Any:
+    """Return a solver's fresh state, with a static space when there is one. Collective."""
+    if seed is None or not hasattr(solver, "seed"):
+        return solver.init(system)
+    return solver.init(system, seed=seed)  # type: ignore[call-arg]
+
+
 def chosen(state: AutoState) -> LinearSolver | None:
     """Return the winner's settings, or None while the pilot runs; for sharing between groups."""
     return state.choice
 
 
-def adopt(choice: LinearSolver, reason: str) -> AutoState:
-    """Return a state in which another group's decision holds."""
-    state = AutoState([choice], reason)
+def adopt(
+    choice: LinearSolver, reason: str, others: Sequence[LinearSolver] = (), seed: Any = None
+) -> AutoState:
+    """Return a state in which another group's decision holds.
+
+    Parameters
+    ----------
+    choice : LinearSolver
+    reason : str
+        That group's.
+    others : sequence of LinearSolver
+        Who steps in where the choice fails, the next best first: :attr:`AutoState.others`.
+    seed : optional
+        The static space that the choice begins with.
+    """
+    state = AutoState([choice, *others], reason)
+    state.begin_with(seed)
     state.decide(f"adopted {_title(choice)}: {reason}")
     return state
 
@@ -155,6 +177,7 @@ class _Candidate:
 
     solver: LinearSolver
     state: Any = None
+    seed: Any = None
     cpu: list[float] = field(default_factory=list)
     result: SolveResult | None = None
     failed: bool = False
@@ -176,7 +199,7 @@ class _Candidate:
 
     def solve(self, system: LinearSystem) -> SolveResult:
         if self.state is None:
-            self.state = self.solver.init(system)
+            self.state = begun(self.solver, system, self.seed)
         self.result, self.state = self.solver.solve(system, self.state)
         return self.result
 
@@ -228,6 +251,15 @@ class AutoState:
             self._rank()
             result = self._field[0].result or result  # the others' vectors are gone
         return result
+
+    @property
+    def others(self) -> tuple[LinearSolver, ...]:
+        """Who steps in where the choice fails, the next best first."""
+        return tuple(item.solver for item in self._field[1:])
+
+    def begin_with(self, seed: Any) -> None:
+        """Give the first of the field the static space that it begins with."""
+        self._field[0].seed = seed
 
     def decide(self, reason: str) -> None:
         """Settle on the first of the field."""
