@@ -183,7 +183,7 @@ def along_chains(
 ) -> Axes:
     """Draw what each sample took against its place in the order of solving, a line per chain.
 
-    Chains of more than 400 samples are drawn as their running median over 1/100 of the chain.
+    Where there are many samples, the running median over 1/200 of them lies on top.
 
     Parameters
     ----------
@@ -195,16 +195,17 @@ def along_chains(
     """
     axis = _axis(axis)
     numbers = np.unique(chain)
-    widest = 1
+    width = len(order) // 200
     for k, number in enumerate(numbers.tolist()):
         mine = np.flatnonzero(chain == number)
         mine = mine[np.argsort(order[mine], kind="stable")]
-        width = max(len(mine) // 100, 1) if len(mine) > 400 else 1
-        widest = max(widest, width)
-        drawn = _running_median(values[mine], width) if width > 1 else values[mine]
+        drawn, colour = values[mine], COLOURS[k % len(COLOURS)]
+        if width > 2:
+            axis.plot(order[mine], drawn, color=colour, alpha=0.3, linewidth=0.8)
+            drawn = _running_median(drawn, width)
         axis.plot(
-            order[mine], drawn, color=COLOURS[k % len(COLOURS)], linewidth=1.0,
-            label=f"chain {number}", marker="o" if len(mine) < 40 else None, markersize=3,
+            order[mine], drawn, color=colour, label=f"chain {number}", linewidth=1.2,
+            marker="o" if len(mine) < 40 else None, markersize=3,
         )  # fmt: skip
     if 1 < len(numbers) <= len(COLOURS):
         axis.legend()
