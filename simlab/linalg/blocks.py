@@ -23,11 +23,13 @@ from simlab.linalg import petsc as PETSc
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["Block", "Reducer", "apply_operator", "orthonormalise", "subtract"]
+__all__ = ["Block", "Reducer", "apply_operator", "orthonormalise", "subtract", "transform"]
 
 _DEPENDENT = 1e-10  # a column whose pivot is smaller, relative to its length squared, is dropped
+_INDEPENDENT = 0.1  # smallest pivot above which one pass gives C^T C = I to a few roundings
 _ORTHONORMAL = 2e-14  # largest entry of W^T W - I that is rounding
 _PASSES = 4
+_ROWS = 1024  # rows of a block that stay in cache together
 
 
 class Reducer:
@@ -146,51 +148,69 @@ def subtract(w: np.ndarray, basis: np.ndarray, coefficients: np.ndarray) -> None
         blas.dgemv(-1.0, basis, coefficients, beta=1.0, y=w, overwrite_y=1)
 
 
-def orthonormalise(W: np.ndarray, reduce: Reducer) -> tuple[np.ndarray, np.ndarray]:
+def transform(source: np.ndarray, T: np.ndarray, target: np.ndarray) -> None:
+    """Write ``source @ T`` to ``target``, which may share columns with ``source``.
+
+    Works through blocks of rows that stay in cache, so nothing of the size of the block is
+    allocated. Columns of ``source`` whose row of T is zero are not read.
+    """
+    used = np.any(T, axis=1)
+    if not used.all():
+        source, T = source[:, used], T[used]
+    for start in range(0, len(source), _ROWS):
+        rows = slice(start, start + _ROWS)
+        target[rows] = source[rows] @ T
+
+
+def orthonormalise(W: np.ndarray, reduce: Reducer) -> np.ndarray:
     """Orthonormalise columns across ranks, leading columns first. Collective.
 
     Columns that are zero, not finite, or that depend on those before them are left out.
 
     Parameters
     ----------
-    W : ndarray, shape (local rows, k)
-        Read only.
+    W : ndarray, shape (local rows, k), Fortran order
+        Its last k' columns become the orthonormal ones.
     reduce : Reducer
 
     Returns
     -------
-    C : ndarray, shape (local rows, k'), Fortran order
-        Orthonormal columns.
     T : ndarray, shape (k, k')
-        ``C = W T``; rows of columns left out are zero.
+        They are the old ``W`` times T; rows of columns left out are zero.
     """
     k = W.shape[1]
-    transform = np.eye(k)
+    total = np.eye(k)
     for _ in range(_PASSES):
         gram = reduce.gram(W, W)
         if np.abs(gram - np.eye(len(gram))).max(initial=0.0) <= _ORTHONORMAL:
             break
-        step, kept = _whitening(gram)
-        if len(kept) < W.shape[1]:  # by index: zero times NaN is NaN
-            W, transform = W[:, kept], transform[:, kept]
-        W = np.asfortranarray(W @ step)
-        transform = transform @ step
-    return np.asfortranarray(W), transform
+        step, is_sharp = _whitening(gram)
+        target = W[:, W.shape[1] - step.shape[1] :]
+        transform(W, step, target)
+        W, total = target, total @ step
+        if is_sharp:
+            break
+    return total
 
 
-def _whitening(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``T`` with ``T^T G T = I`` over the columns that are kept, and their indices."""
+def _whitening(gram: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return ``T`` with ``T^T G T = I`` over the columns worth keeping; other rows are zero.
+
+    And whether the columns were so far from dependent that ``W T`` is orthonormal to rounding.
+    """
     length = np.sqrt(np.maximum(np.diag(gram), 0.0))
     kept = np.flatnonzero(np.isfinite(length) & (length > 0))
     while len(kept):
         scaled = gram[np.ix_(kept, kept)] / np.outer(length[kept], length[kept])
         factor, info = lapack.dpotrf(scaled, lower=0, clean=1)
-        pivots = np.diag(factor) ** 2
         sound = len(kept) if info == 0 else info - 1
-        weak = np.flatnonzero(~(pivots[:sound] > _DEPENDENT))
+        weak = np.flatnonzero(~(np.diag(factor)[:sound] ** 2 > _DEPENDENT))
         first = int(weak[0]) if len(weak) else sound
         if first == len(kept):
-            inverse, _ = lapack.dtrtri(factor, lower=0)
-            return inverse / length[kept, None], kept
+            break
         kept = np.delete(kept, first)
-    return np.zeros((0, 0)), kept
+    step = np.zeros((len(gram), len(kept)))
+    if not len(kept):
+        return step, True
+    step[kept] = lapack.dtrtri(factor, lower=0)[0] / length[kept, None]
+    return step, float(np.diag(factor).min() ** 2) > _INDEPENDENT

@@ -37,7 +37,7 @@ from scipy.linalg import solve_triangular
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
-from simlab.linalg.blocks import Block, Reducer, apply_operator, orthonormalise, subtract
+from simlab.linalg.blocks import Block, Reducer, apply_operator, orthonormalise, subtract, transform
 from simlab.linalg.harmonic import handed_on
 from simlab.linalg.krylov import preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
@@ -74,8 +74,8 @@ class GCRODR:
     carried : int
         Vectors renewed from the solves themselves.
     update : {"every", "first", "never"}
-        Whether every system renews the carried part, only the first one finds it, or nothing
-        outlives a system (recycling between the cycles of one system only).
+        Renew the carried part after every cycle, after the first cycle of every system (fewer
+        flops, more iterations), or after every cycle, but hand nothing on to the next system.
     target : {"operator", "preconditioned"}
         Smallest harmonic Ritz values of A over the search space, or of A M (the form of the
         published experiments).
@@ -113,7 +113,7 @@ class GCRODR:
     @property
     def wants_order(self) -> bool:
         """Whether neighbours in the sequence should resemble each other."""
-        return self.carried > 0 and self.update == "every"
+        return self.carried > 0 and self.update != "never"
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether the preconditioner can be built for such matrices."""
@@ -168,7 +168,6 @@ class GCRODRState(KSPState):
         self._norms: list[float] = []
         self._null_space: PETScTypes.NullSpace | None = None
         self._image_version: tuple[int, int] | None = None
-        self._n_solved = 0
 
     @property
     def name(self) -> str:
@@ -218,19 +217,14 @@ class GCRODRState(KSPState):
             done.pc_applies += start.shape[1]
         apply_operator(system.A, self._D, self._Q, first, self._k_max)
         done.operator_applies += start.shape[1]
-        C, T = orthonormalise(self._Q.array[:, part], self._reduce)
-        n_static = self.static.shape[1]
-        self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
-        self._place(C, _product(U, T), None if inner is None else _product(inner, T))
+        T = orthonormalise(self._Q.array[:, part], self._reduce)
+        self._k = T.shape[1]
+        self._n_fixed = int(np.any(T[: self.static.shape[1]], axis=1).sum())
+        target = slice(self._k_max - self._k, self._k_max)
+        transform(U, T, self._D.array[:, target])
+        if inner is not None and self._Y is not None:
+            transform(inner, T, self._Y.array[:, target])
         self._image_version = system.version
-
-    def _place(self, C: np.ndarray, U: np.ndarray, Y: np.ndarray | None) -> None:
-        """Make these the deflated pair."""
-        self._k = C.shape[1]
-        part = slice(self._k_max - self._k, self._k_max)
-        self._Q.array[:, part], self._D.array[:, part] = C, U
-        if self._Y is not None:
-            self._Y.array[:, part] = Y
 
     def _deflate(self, r: np.ndarray) -> float:
         """Move the part of the residual in span(C) into the solution. Collective.
@@ -269,7 +263,7 @@ class GCRODRState(KSPState):
         r = np.array(system.b.getArray(readonly=True))
         self.captured = self._deflate(r) / size
         self._norms = []
-        self._renews = settings.carried > 0 and not (settings.update == "first" and self._n_solved)
+        self._renews = settings.carried > 0
         ended: Reason | None = None
         for repair in range(1 + _N_REPAIRS):
             if repair:
@@ -287,10 +281,9 @@ class GCRODRState(KSPState):
             self._fail(done, Reason.BREAKDOWN, "values that are not finite")
         if settings.history:
             history += [value / size for value in self._norms]
-        if self._renews:
+        if settings.carried:
             U = self.deflated_pair()[0] if self._Y is None else self._Y.array[:, -self._k or None :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
-        self._n_solved += 1
 
     def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
         """Write ``b - A x`` to ``r``. Collective."""
@@ -387,8 +380,10 @@ class GCRODRState(KSPState):
             r.fill(0.0)
             subtract(r, Q[:, V : V + j + 1], -g[j] * omega[j, : j + 1])
             norm = abs(float(g[j]))
-            if self._renews and not (norm <= goal and self._settings.update == "never"):
+            is_last = norm <= goal
+            if self._renews and not (is_last and self._settings.update == "never"):
                 self._renew(G[: self._k + j + 1, : self._k + j], j)
+                self._renews = self._settings.update != "first"
         return norm, fault
 
     def _orthogonalise(self, first: int, last: int, loss: float) -> tuple[np.ndarray, float, float]:
@@ -452,16 +447,15 @@ class GCRODRState(KSPState):
         if chosen is None:
             return
         Q, T = (part[:, fixed:] for part in chosen)
-        keep = slice(first, first + fixed)  # the static part stays
-        C = np.hstack([self._Q.array[:, keep], W @ Q])
-        U = np.hstack([self._D.array[:, keep], S @ T])
-        Y = None
+        self._k = fixed + T.shape[1]
+        new = slice(V - T.shape[1], V)
         if self._Y is not None:
-            Y = self._Y.array[:, first:] @ T[:k] + self._Q.array[:, V : V + j] @ T[k:]
-        self._place(C, U, Y)
-
-
-def _product(U: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """Return ``U T`` where rows of T that are zero stand for columns of U that are not used."""
-    used = np.any(T, axis=1)
-    return np.asarray(U[:, used] @ T[used])
+            S_inner = np.hstack([self._Y.array[:, first:], self._Q.array[:, V : V + j]])
+            transform(S_inner, T, self._Y.array[:, new])
+        old_static = slice(first, first + fixed)
+        static = slice(V - self._k, V - T.shape[1])
+        for basis, coefficients, array in ((W, Q, self._Q.array), (S, T, self._D.array)):
+            kept = array[:, old_static].copy() if static != old_static else None
+            transform(basis, coefficients, array[:, new])
+            if kept is not None:
+                array[:, static] = kept

@@ -76,7 +76,11 @@ def _dominant(G: np.ndarray, WV: np.ndarray, k: int) -> np.ndarray:
     scale = np.divide(1.0, length, out=np.zeros(m), where=length > 0)
     if k >= m or k == 0:
         return np.diag(scale)[:, :k]
-    S = np.linalg.lstsq(G * scale, WV * scale, rcond=_DEPENDENT)[0]
+    Q, R = np.linalg.qr(G * scale)
+    if np.abs(np.diag(R)).min() > _DEPENDENT:
+        S = solve_triangular(R, Q.T @ (WV * scale))
+    else:
+        S = np.linalg.lstsq(G * scale, WV * scale, rcond=_DEPENDENT)[0]
     schur, vectors, size = _schur(S)
     order = np.argsort(-size, kind="stable")
     chosen = np.zeros(m, dtype=np.int32)
