@@ -22,13 +22,17 @@ from simlab.problems.family import families, trajectory
 CASES = Path(__file__).parents[2] / "cases"
 
 SMALL = {
+    "convection_diffusion": [{"cells": 4}, {"cells": 7, "dim": 2, "source": -1.5}],
     "darcy": [
         {"cells": 6},
+        {"cells": 5, "matrix_free": True},
+        {"cells": 6, "fields": {"kind": "path", "epsilon": 0.3}},
         {"cells": 3, "dim": 3, "fields": {"kind": "four_parameter"}},
         {"cells": 7, "fields": {"kind": "two_phase", "low": 1.0, "high": 90.0}, "source": -2.0},
         {"cells": 16, "fields": {"file": str(CASES / "data" / "permeability_16.npz")}},
     ],
     "heat": [{"cells": 5, "n_steps": 3}],
+    "helmholtz": [{"cells": 6}, {"cells": 4, "dim": 3, "source_variance": 0.02}],
     "poisson": [
         {
             "mesh": str(CASES / "meshes" / "bracket_coarse.msh"),
@@ -38,6 +42,34 @@ SMALL = {
             "grid": [9, 7],
         }
         for degree in (1, 2)
+    ]
+    + [
+        {
+            "mesh": {"kind": "square", "size": 0.2},
+            "degree": 2,
+            "grid": [6, 5],
+            "source": {"kind": "chebyshev", "degree": 3},
+            "dirichlet": {"left": {"kind": "chebyshev"}, "boundary": 1.0},
+        },
+        {
+            "mesh": {"kind": "square", "size": 0.15, "blocks": [2, 1]},
+            "grid": [6, 5],
+            "dirichlet": {"left": [1.0, 2.0]},
+            "neumann": {"right": {"kind": "chebyshev", "degree": 2}},
+            "robin": {"top": {"coefficient": 3.0, "ambient": [0.0, 1.0]}},
+            "conductivity": {"block_1_1": [0.1, 10.0], "block_2_1": 2.0},
+        },
+        {
+            "mesh": {"kind": "slotted_plate", "size": 0.1},
+            "grid": [5, 8],
+            "dirichlet": {"left": [0.0, 100.0]},
+            "conductivity": [0.5, 2.0],
+            "source": 1.0,
+        },
+    ],
+    "released_darcy": [
+        {"side": 4},
+        {"side": 5, "slip": False, "helmholtz": True, "fields": {"kind": "two_phase"}},
     ],
 }
 TABLES = [{"kind": kind} | table for kind, tables in SMALL.items() for table in tables]
@@ -68,18 +100,28 @@ def workspace(family):
 
 
 def dense(A):
+    if A.getType() == "python":  # no entries: multiply with the columns of the identity
+        return A.matMult(identity(A)).getDenseArray().copy()
     rows, columns, values = A.getValuesCSR()
     full = np.zeros(A.getSize())
     full[np.repeat(np.arange(full.shape[0]), np.diff(rows)), columns] = values
     return full
 
 
-def solve(system, ksp_type="preonly", pc_type="lu"):
-    """Solve from scratch with PETSc's own LU."""
+def identity(A):
+    one = PETSc.Mat().createDense(A.getSize(), array=np.eye(A.getSize()[0]), comm=A.comm)
+    one.assemble()
+    return one
+
+
+def solve(system):
+    """Solve from scratch with PETSc's own LU; a shell is turned into a matrix first."""
+    is_shell = system.A.getType() == "python"
+    A = system.A.matMult(identity(system.A)) if is_shell else system.A
     ksp = PETSc.KSP().create(self_comm())
-    ksp.setType(ksp_type)
-    ksp.getPC().setType(pc_type)
-    ksp.setOperators(system.A)
+    ksp.setType("preonly")
+    ksp.getPC().setType("lu")
+    ksp.setOperators(A)
     x = system.b.duplicate()
     ksp.solve(system.b, x)
     ksp.destroy()
@@ -177,6 +219,8 @@ def test_traits_are_true(family, workspace):
             np.linalg.cholesky(A)
         if traits.grid is not None:
             check_stencil(A, traits.grid)
+        assert traits.matrix_free == (system.A.getType() == "python")
+        np.testing.assert_array_equal(system.A.getDiagonal().getArray(), np.diag(A))
     if traits.constant_matrix:
         assert len(versions) == 1
         np.testing.assert_array_equal(matrices[0], matrices[1])

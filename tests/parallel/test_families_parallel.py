@@ -10,12 +10,19 @@ from simlab.core.comm import self_comm, world
 from simlab.core.errors import ConfigError
 from simlab.linalg import petsc as PETSc
 from simlab.problems.family import families
+from simlab.problems.grid import CellWorkspace
 
 MESHES = Path(__file__).parents[2] / "cases" / "meshes"
 TABLES = [
     {"kind": "darcy", "cells": 9, "fields": {"kind": "lognormal", "scale": 5.0}},
     {"kind": "darcy", "cells": 7, "fields": {"kind": "two_phase"}},
     {"kind": "darcy", "cells": 4, "dim": 3},
+    {"kind": "darcy", "cells": 9, "fields": {"kind": "path"}, "matrix_free": True},
+    {"kind": "darcy", "cells": 4, "dim": 3, "matrix_free": True},
+    {"kind": "convection_diffusion", "cells": 5, "dim": 2},
+    {"kind": "convection_diffusion", "cells": 4},
+    {"kind": "helmholtz", "cells": 5},
+    {"kind": "released_darcy", "side": 5},
     {"kind": "heat", "cells": 8, "n_steps": 2},
     {
         "kind": "poisson",
@@ -77,8 +84,9 @@ def test_any_number_of_ranks_gives_the_serial_answer(table):
 
 
 @pytest.mark.parallel([2, 3])
-def test_versions_agree_on_all_ranks():
-    family = families.build(TABLES[0])
+@pytest.mark.parametrize("table", [TABLES[0], TABLES[3], TABLES[5]], ids=lambda t: t["kind"])
+def test_versions_agree_on_all_ranks(table):
+    family = families.build(table)
     workspace = family.setup(world())
     one, two = family.space.sample(2, SEED)
     counters = [family.assemble(mu, workspace).version[1] for mu in (one, one, two, one)]
@@ -86,6 +94,34 @@ def test_versions_agree_on_all_ranks():
     parallel_assert(counters[0] == counters[1] < counters[2] < counters[3])
     parallel_assert(all(other == counters for other in everywhere))
     workspace.destroy()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_a_shell_is_its_matrix_transposed_and_on_the_diagonal_too():
+    comm = world()
+    shape = (5, 6, 7)
+    rng = np.random.default_rng(SEED)
+    a = np.exp(rng.standard_normal(shape))
+    velocity = [rng.standard_normal([n + (i == j) for i, n in enumerate(shape)]) for j in range(3)]
+    found = []
+    for matrix_free in (False, True):
+        workspace = CellWorkspace(comm, shape, transport=True, matrix_free=matrix_free)
+        workspace.assemble(a, 2.0, velocity)
+        workspace.load(np.cos(np.arange(210.0)).reshape(shape))
+        y = workspace.b.duplicate()
+        workspace.A.mult(workspace.b, y)
+        fields = [workspace.gather(y)]
+        workspace.A.multTranspose(workspace.b, y)
+        fields.append(workspace.gather(y))
+        workspace.A.getDiagonal(y)
+        found.append([*fields, workspace.gather(y)])
+        y.destroy()
+        workspace.destroy()
+    if comm.rank:
+        parallel_assert(found[0] == found[1] == [None] * 3)
+        return
+    close = [np.allclose(p, q, rtol=0, atol=1e-15) for p, q in zip(*found, strict=True)]
+    parallel_assert(all(close) and not np.allclose(found[0][0], found[0][1], rtol=1e-3), str(close))
 
 
 @pytest.mark.parallel([3])
