@@ -104,7 +104,7 @@ class Square:
 
     def __post_init__(self) -> None:
         largest = 0.3 / max(self.blocks)
-        if self.size > largest:
+        if self.size > largest * (1 + 1e-12):
             raise ConfigError(
                 f"size: {self.size:g} is too coarse for {max(self.blocks)} blocks in a row; "
                 f"at most {largest:g}"

@@ -10,9 +10,11 @@ that is ``-div(k grad u) = f``, ``k du/dn = q`` on Neumann groups (q > 0 flows i
 :class:`Space` numbers the unknowns the same way for any number of ranks: in the order in which
 cells, which follow a Hilbert curve, first meet them. Rows are split into equal contiguous ranges
 and cells likewise, so most of what a rank assembles is its own. :class:`Part` is one rank's cells
-in scikit-fem; :class:`Elliptic` sums the parts into one matrix that never changes, and turns data
-into right-hand sides. Dirichlet rows keep their diagonal and lose everything else, their columns
-move to the right-hand side (the lift), so the matrix stays symmetric positive definite.
+in scikit-fem; :class:`Elliptic` sums the parts into one matrix, and turns data into right-hand
+sides. Dirichlet rows keep their diagonal and lose everything else, their columns move to the
+right-hand side (the lift), so the matrix stays symmetric positive definite. Where conductivities
+vary from sample to sample, ``A = sum_q theta_q A_q`` with terms of one pattern: the terms are
+assembled once, values are combined, and the lift and the kept diagonal are combined alike.
 
 Right-hand sides are linear in the data: families whose data are a few numbers make one vector per
 number, once, and combine them. Errors are O(h^(degree + 1)) in L2 for smooth u.
@@ -21,6 +23,7 @@ number, once, and combine them. Errors are O(h^(degree + 1)) in L2 for smooth u.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,11 +39,28 @@ if TYPE_CHECKING:
     from mpi4py import MPI
     from petsc4py.PETSc import Mat, Vec
 
-__all__ = ["Data", "Elliptic", "Part", "Space", "check_regular"]
+__all__ = ["Along", "Data", "Elliptic", "Part", "Space", "check_regular"]
 
-Data: TypeAlias = float | np.ndarray | Callable[[np.ndarray], np.ndarray]
+
+@dataclass(frozen=True, eq=False)
+class Along:
+    """Data ``function(t)``, with t given at every unknown and interpolated in between.
+
+    Attributes
+    ----------
+    t : ndarray, shape (n_dofs,)
+    function : callable
+        Elementwise.
+    """
+
+    t: np.ndarray
+    function: Callable[[np.ndarray], np.ndarray]
+
+
+Data: TypeAlias = float | np.ndarray | Callable[[np.ndarray], np.ndarray] | Along
 """A number; one value per unknown, shape (n_dofs,), in the space's numbering; one value per cell of
-the mesh, shape (n_cells, 1); or a function from coordinates (d, ...) to values (...)."""
+the mesh, shape (n_cells, 1); a function from coordinates (d, ...) to values (...); or
+:class:`Along`."""
 
 
 class Space:
@@ -101,6 +121,13 @@ class Space:
             number = find_rows(sides, self.edges, len(self.mesh.points))
             dofs = np.concatenate([dofs, self.edge_dofs[number]])
         return np.unique(dofs)
+
+    def from_vertices(self, values: np.ndarray) -> np.ndarray:
+        """Return values at the unknowns of what is linear between vertices, shape (n_dofs,)."""
+        found = np.empty(self.n_dofs)
+        found[self.vertex_dofs] = values
+        found[self.edge_dofs] = values[self.edges].mean(axis=1)
+        return found
 
     def natural(self, values: np.ndarray) -> np.ndarray:
         """Return values at the mesh's vertices, in the mesh's order, shape (n_points,)."""
@@ -170,12 +197,14 @@ class Part:
         form = skfem.BilinearForm(lambda u, v, w: w["k"] * dot(grad(u), grad(v)))
         return form.assemble(self.basis, k=self._values(self.basis, conductivity))
 
-    def load(self, source: Data) -> np.ndarray:
-        """Return ``int f v`` over the rank's cells, shape (n_local,)."""
+    def load(self, *factors: Data) -> np.ndarray:
+        """Return ``int f v`` over the rank's cells, shape (n_local,); f is the factors' product."""
         import skfem
 
-        form = skfem.LinearForm(lambda v, w: w["f"] * v)
-        values: np.ndarray = form.assemble(self.basis, f=self._values(self.basis, source))
+        product = np.prod([self._values(self.basis, factor) for factor in factors], axis=0)
+        values: np.ndarray = skfem.LinearForm(lambda v, w: w["f"] * v).assemble(
+            self.basis, f=product
+        )
         return values
 
     def facet_mass(self, group: str, coefficient: Data) -> Any:
@@ -216,7 +245,9 @@ class Part:
     def _values(self, basis: Any, data: Data) -> np.ndarray:
         """Evaluate data at quadrature points, shape (n_elements, n_points)."""
         found: Any
-        if callable(data):
+        if isinstance(data, Along):
+            found = data.function(np.asarray(basis.interpolate(data.t[self.dofs])))
+        elif callable(data):
             found = data(np.asarray(basis.global_coordinates()))
         elif np.ndim(data) == 2:
             own = np.asarray(data)[self.cells]
@@ -236,16 +267,24 @@ class Elliptic:
     comm : MPI.Comm
     space : Space
     conductivity : Data
-        k.
+        k, or what of it does not vary; None where all of it does.
     robin : mapping of str to Data
         Coefficient c by facet group.
     dirichlet : sequence of str
         Facet groups with given values; where two meet, the one named first decides.
+    varying : sequence of Data
+        Conductivities to be multiplied by factors that :meth:`combine` takes.
 
     Attributes
     ----------
     A : PETSc.Mat
-        AIJ, symmetric positive definite, rows of ``space`` in equal contiguous ranges.
+        AIJ, symmetric positive definite, rows of ``space`` in equal contiguous ranges. With
+        ``varying``, its values are those of the last :meth:`combine`.
+    terms : tuple of PETSc.Mat
+        ``(A,)``, or with ``varying`` the matrices that A is combined from: what does not vary
+        first (when there is such a part), then one of each conductivity; all of A's pattern.
+    n_fixed : int
+        Terms that no factor multiplies, 0 or 1.
 
     Raises
     ------
@@ -259,9 +298,10 @@ class Elliptic:
         self,
         comm: MPI.Comm,
         space: Space,
-        conductivity: Data = 1.0,
+        conductivity: Data | None = 1.0,
         robin: Mapping[str, Data] | None = None,
         dirichlet: Sequence[str] = (),
+        varying: Sequence[Data] = (),
     ) -> None:
         self.space = space
         self._robin = dict(robin or {})
@@ -274,12 +314,45 @@ class Elliptic:
                 self._group_dofs[name] = dofs[~self._held[dofs]]
                 self._held[dofs] = True
             self.part = Part(space, comm.rank, comm.size)
-            entries = self._assemble(conductivity)
-        self._sum(comm, entries)
+            is_whole = not varying
+            self.n_fixed = int(conductivity is not None or bool(self._robin))
+            shares = [self._split(conductivity, self._robin, is_whole)] if self.n_fixed else []
+            shares += [self._split(data, {}, is_whole) for data in varying]
+        self._lifts = [lift for _, lift in shares]
+        self.terms = tuple(self._sum(comm, kept) for kept, _ in shares)
+        self._theta: np.ndarray | None = None
+        if is_whole:
+            self.A = self.terms[0]
+            self.A.setOption(PETSc.Mat.Option.SPD, True)
+        else:
+            self.A = self.terms[0].duplicate(copy=True)
+            for term in self.terms:
+                term.setOption(PETSc.Mat.Option.SYMMETRIC, True)
+                term.setOption(PETSc.Mat.Option.SYMMETRY_ETERNAL, True)
 
-    def source(self, data: Data) -> Vec:
-        """Return the right-hand side of the source ``f``."""
-        return self._vector(lambda part: part.load(data))
+    def combine(self, factors: np.ndarray) -> np.ndarray:
+        """Set the values of A for the factors of ``varying``, unless they are those of last time.
+
+        Returns
+        -------
+        theta : ndarray, shape (len(terms),)
+            The factors, after a 1 where there is a part that does not vary.
+        """
+        theta = np.concatenate([np.ones(self.n_fixed), factors])
+        if self._theta is not None and np.array_equal(theta, self._theta):
+            return theta
+        same = PETSc.Mat.Structure.SAME_NONZERO_PATTERN
+        self.terms[0].copy(self.A, structure=same)
+        self.A.scale(theta[0])
+        for factor, term in zip(theta[1:], self.terms[1:], strict=True):
+            self.A.axpy(factor, term, structure=same)
+        self.A.setOption(PETSc.Mat.Option.SPD, True)
+        self._theta = theta
+        return theta
+
+    def source(self, *factors: Data) -> Vec:
+        """Return the right-hand side of the source ``f``, a product of factors."""
+        return self._vector(lambda part: part.load(*factors))
 
     def flux(self, group: str, data: Data) -> Vec:
         """Return the right-hand side of the inward flux ``q`` through a facet group."""
@@ -289,63 +362,83 @@ class Elliptic:
         """Return the right-hand side of the ambient value ``w`` of a Robin group."""
         return self._vector(lambda part: part.facet_load(group, self._robin[group], data))
 
-    def fixed(self, group: str, data: Data) -> Vec:
-        """Return the right-hand side of the values ``g`` on a Dirichlet group, lift included."""
+    def fixed(self, group: str, data: Data, term: int = 0) -> Vec:
+        """Return the right-hand side of the values ``g`` on a Dirichlet group, lift included.
+
+        It belongs to the matrix ``terms[term]`` and is combined as the matrices are.
+        """
         dofs = self._group_dofs[group]
         given = np.zeros(self.space.n_dofs)
-        if callable(data):
+        if isinstance(data, Along):
+            given[dofs] = data.function(data.t[dofs])
+        elif callable(data):
             given[dofs] = data(self.space.points[dofs].T)
         else:
             given[dofs] = data if np.ndim(data) == 0 else np.asarray(data)[dofs]
-        b = self._vector(lambda part: -(self._lift @ given[part.dofs]))
+        lift = self._lifts[term]
+        b = self._vector(lambda part: -(lift @ given[part.dofs]))
         first, last = b.getOwnershipRange()
-        diagonal = self.A.getDiagonal()
+        diagonal = self.terms[term].getDiagonal()
         with b as values:
             values += diagonal.getArray(readonly=True) * given[first:last]
         diagonal.destroy()
         return b
 
     def destroy(self) -> None:
-        """Free the matrix."""
+        """Free the matrices."""
+        for term in self.terms:
+            if term is not self.A:
+                term.destroy()
         self.A.destroy()
 
-    def _assemble(self, conductivity: Data) -> Any:
-        """Return this rank's share of the matrix, a local csr_matrix, and keep its lift."""
+    def _split(
+        self, conductivity: Data | None, robin: Mapping[str, Data], is_whole: bool
+    ) -> tuple[Any, Any]:
+        """Assemble this rank's share of a matrix; return what is kept of it, and its lift.
+
+        A share that is not the whole matrix keeps an entry, maybe zero, wherever cells couple
+        unknowns.
+        """
         from scipy.sparse import csr_matrix
 
         part = self.part
-        if not len(part.dofs):
-            return csr_matrix((0, 0))
-        K = part.stiffness(conductivity)
-        for name, coefficient in self._robin.items():
-            mass = part.facet_mass(name, coefficient)
-            K = K if mass is None else K + mass
-        K = K.tocoo()
+        n = len(part.dofs)
+        if not n:
+            return csr_matrix((0, 0)), csr_matrix((0, 0))
+        parts = [] if conductivity is None else [part.stiffness(conductivity).tocoo()]
+        masses = [part.facet_mass(name, coefficient) for name, coefficient in robin.items()]
+        parts += [mass.tocoo() for mass in masses if mass is not None]
+        if not is_whole:
+            parts.append(_zeros(part.basis.element_dofs.T, n))
+        rows, columns, values = (
+            np.concatenate([getattr(item, name) for item in parts])
+            for name in ("row", "col", "data")
+        )
         held = self._held[part.dofs]
-        lift = ~held[K.row] & held[K.col]
-        keep = ~(held[K.row] | held[K.col]) | (K.row == K.col)
-        self._lift = csr_matrix((K.data[lift], (K.row[lift], K.col[lift])), K.shape)
-        return csr_matrix((K.data[keep], (K.row[keep], K.col[keep])), K.shape)
+        lift = ~held[rows] & held[columns] & (values != 0)
+        keep = ~(held[rows] | held[columns]) | (rows == columns)
+        kept = csr_matrix((values[keep], (rows[keep], columns[keep])), (n, n))
+        return kept, csr_matrix((values[lift], (rows[lift], columns[lift])), (n, n))
 
-    def _sum(self, comm: MPI.Comm, share: Any) -> None:
-        """Make the matrix with room for exactly its pattern and add every rank's share."""
+    def _sum(self, comm: MPI.Comm, share: Any) -> Mat:
+        """Make a matrix with room for exactly its pattern and add every rank's share."""
         n = self.space.n_dofs
         layout = PETSc.Vec().createMPI(n, comm=comm)
         (first, last), n_own = layout.getOwnershipRange(), layout.getLocalSize()
         layout.destroy()
-        self.A = PETSc.Mat().create(comm)
-        self.A.setSizes(((n_own, n), (n_own, n)))
-        self.A.setType("aij")
-        self.A.setPreallocationNNZ(self._pattern(first, last))
-        self.A.setValuesIJV(
+        A = PETSc.Mat().create(comm)
+        A.setSizes(((n_own, n), (n_own, n)))
+        A.setType("aij")
+        A.setPreallocationNNZ(self._pattern(first, last))
+        A.setValuesIJV(
             share.indptr.astype(PETSc.IntType),
             self.part.dofs[share.indices].astype(PETSc.IntType),
             share.data,
             addv=True,
             rowmap=self.part.dofs.astype(PETSc.IntType),
         )
-        self.A.assemble()
-        self.A.setOption(PETSc.Mat.Option.SPD, True)
+        A.assemble()
+        return A
 
     def _pattern(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Count the entries of rows ``first .. last - 1`` inside and outside those columns."""
@@ -372,6 +465,15 @@ class Elliptic:
             b.setValues(self.part.dofs.astype(PETSc.IntType), values, addv=True)
         b.assemble()
         return b
+
+
+def _zeros(cells: np.ndarray, n: int) -> Any:
+    """Return a zero for every two unknowns of a cell, one after the other, a coo_matrix."""
+    from scipy.sparse import coo_matrix
+
+    size = cells.shape[1]
+    rows, columns = np.repeat(cells, size, axis=1).ravel(), np.tile(cells, (1, size)).ravel()
+    return coo_matrix((np.zeros(len(rows)), (rows, columns)), (n, n))
 
 
 def check_regular(mesh: Mesh, groups: Sequence[str]) -> None:

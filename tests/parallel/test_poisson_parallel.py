@@ -35,10 +35,43 @@ def solve(comm, A, b) -> np.ndarray:
     return values, x
 
 
-def family(degree: int) -> Poisson:
+SUM = {"kind": "chebyshev", "degree": 5}
+SQUARE = {
+    "mesh": {"kind": "square", "size": 0.12},
+    "degree": 2,
+    "grid": [9, 8],
+    "source": SUM,
+    "dirichlet": dict.fromkeys(("left", "right", "bottom", "top"), SUM),
+}
+BLOCK = {
+    "mesh": {"kind": "square", "size": 0.12, "blocks": [2, 1]},
+    "degree": 2,
+    "grid": [9, 8],
+    "dirichlet": {"top": SUM},
+    "neumann": {"right": SUM},
+    "robin": {"bottom": {"coefficient": 3.0, "ambient": [0.0, 1.0]}},
+    "conductivity": {"block_1_1": [0.1, 10.0], "block_2_1": [0.1, 10.0]},
+}
+PLATE = {
+    "mesh": {"kind": "slotted_plate", "size": 0.1},
+    "degree": 2,
+    "grid": [9, 14],
+    "dirichlet": {"left": [0.0, 100.0]},
+    "neumann": {"right": [-100.0, 0.0]},
+}
+
+
+KINDS = [1, 2, SQUARE, BLOCK, PLATE]
+IDS = ["linear", "quadratic", "square", "block", "plate"]
+
+
+def family(which: int | dict) -> Poisson:
+    """Return the bracket with elements of a degree, or one of the tables above."""
+    if isinstance(which, dict):
+        return Poisson(**which)
     return Poisson(
         mesh=str(MESHES / "bracket_coarse.msh"),
-        degree=degree,
+        degree=which,
         dirichlet={"bore": [20.0, 60.0]},
         neumann={"end": [-3.0, 3.0]},
         robin={"air": {"coefficient": 4.0, "ambient": [10.0, 30.0]}},
@@ -49,9 +82,9 @@ def family(degree: int) -> Poisson:
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("degree", [1, 2])
-def test_fields_equal_those_of_one_rank(degree) -> None:
-    case = family(degree)
+@pytest.mark.parametrize("which", KINDS, ids=IDS)
+def test_fields_equal_those_of_one_rank(which) -> None:
+    case = family(which)
     mu = case.space.sample(1, seed=640)[0]
     found = []
     for comm in (world(), self_comm()):
@@ -71,9 +104,9 @@ def test_fields_equal_those_of_one_rank(degree) -> None:
 
 
 @pytest.mark.parallel([1, 2, 3])
-@pytest.mark.parametrize("degree", [1, 2])
-def test_matrix_and_right_hand_side_equal_those_of_one_rank(degree) -> None:
-    case = family(degree)
+@pytest.mark.parametrize("which", KINDS, ids=IDS)
+def test_matrix_and_right_hand_side_equal_those_of_one_rank(which) -> None:
+    case = family(which)
     mu = case.space.sample(1, seed=640)[0]
     together, alone = case.setup(world()), case.setup(self_comm())
     A, B = together.operator.A, alone.operator.A
@@ -91,6 +124,38 @@ def test_matrix_and_right_hand_side_equal_those_of_one_rank(degree) -> None:
     parallel_assert(gap < 1e-14, f"right-hand side differs by {gap}")
     info = A.getInfo(info=PETSc.Mat.InfoType.GLOBAL_SUM)
     parallel_assert(info["nz_allocated"] == info["nz_used"], str(info))
+    together.destroy()
+    alone.destroy()
+
+
+@pytest.mark.parallel([1, 2, 3])
+def test_terms_of_an_affine_matrix_equal_those_of_one_rank() -> None:
+    case = family(BLOCK)
+    one, two = case.space.sample(2, seed=640)
+    together, alone = case.setup(world()), case.setup(self_comm())
+    counters = []
+    for mu in (one, one, two):
+        system, serial = case.assemble(mu, together), case.assemble(mu, alone)
+        counters.append(system.version[1])
+        first, last = system.A.getOwnershipRange()
+        total = np.zeros(last - first)
+        for t, A, B in zip(
+            system.affine.theta, system.affine.terms, serial.affine.terms, strict=True
+        ):
+            x, y = A.createVecs()
+            x.setArray(np.sin(np.arange(first, last)))
+            u, v = B.createVecs()
+            u.setArray(np.sin(np.arange(B.getSize()[0])))
+            A.mult(x, y)
+            B.mult(u, v)
+            gap = np.abs(y.getArray() - v.getArray()[first:last]).max() / np.abs(v.getArray()).max()
+            parallel_assert(gap < 1e-13, f"term differs by {gap}")
+            total += t * y.getArray()
+        system.A.mult(x, y)
+        gap = np.abs(y.getArray() - total).max()
+        parallel_assert(gap < 1e-12, f"the sum differs by {gap}")
+        parallel_assert(np.array_equal(system.affine.theta, serial.affine.theta))
+    parallel_assert(counters[0] == counters[1] < counters[2], str(counters))
     together.destroy()
     alone.destroy()
 

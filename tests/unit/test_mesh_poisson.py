@@ -80,10 +80,15 @@ def test_tables_round_trip() -> None:
         ({"neumann": {"end": True}}, "neumann.end: expected a finite number"),
         ({"source": [1.0, 2.0, 3.0]}, "source: expected a finite number or"),
         ({"conductivity": -2.0}, "conductivity: must be positive, found -2"),
+        ({"conductivity": {"chip": [0.0, 2.0]}}, r"conductivity.chip: must be positive, found 0"),
+        ({"conductivity": {"chip": {"kind": "chebyshev"}}}, "conductivity.chip: expected a finite"),
+        ({"dirichlet": {"bore": {"kind": "chebyshov"}}}, "dirichlet.bore: unknown expansion kind"),
         (
-            {"conductivity": {"chip": [1.0, 2.0]}},
-            r"conductivity: a range \[1.0, 2.0\] would change",
+            {"neumann": {"end": {"kind": "chebyshev", "degree": -1}}},
+            "neumann.end.degree: .*greater than or equal to 0",
         ),
+        ({"source": {"kind": "chebyshev", "low": 1.0}}, "source.low: must be below high, found 1"),
+        ({"mesh": {"kind": "square", "sise": 0.1}}, "mesh.sise: unknown key; did you mean 'size'"),
         ({"robin": {"air": {"coefficient": 0.0}}}, "robin.air.coefficient.*greater than 0"),
         ({"robin": {"air": {"coeficient": 1.0}}}, "robin.air.coefficient: required"),
         ({"neumann": {"bore": 1.0}}, "neumann.bore: the group has dirichlet data already"),
@@ -110,6 +115,14 @@ def test_wrong_settings_are_refused(change, words) -> None:
         (
             {"conductivity": {"chip": 1.0}},
             "conductivity: 421 of 453 cells .* in none of the groups",
+        ),
+        (
+            {"neumann": {"bore": {"kind": "chebyshev"}}, "dirichlet": {"end": 1.0}},
+            r"neumann.bore: group 'bore' of .* is not one curve with two ends \(0 ends\)",
+        ),
+        (
+            {"dirichlet": {"bore": {"kind": "vertices", "file": "nowhere.npy"}}},
+            "dirichlet.bore: file: no such file nowhere.npy",
         ),
         ({"grid": [8, 8, 8]}, "grid: 3 axes, but .* has 2"),
         ({"grid": [16]}, "grid: 1 axes, but .* has 2"),
