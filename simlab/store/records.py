@@ -75,6 +75,9 @@ class Kind(IntEnum):
     SOLVER = 8  # the words of a solver that STEPs after it name by number; JSON
 
 
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 @dataclass(slots=True)
 class Record:
     """One record as read. ``crc`` is that of the payload alone, None when it was not checked."""
@@ -96,7 +99,7 @@ class Record:
 
     def json(self) -> dict[str, Any]:
         """Return the payload of a JSON record."""
-        plain: dict[str, Any] = json.loads(self.payload or b"{}")
+        plain: dict[str, Any] = json.loads((self.payload or b"{}").decode())
         return plain
 
     def values(self) -> np.ndarray:
@@ -280,10 +283,10 @@ def _read(
                 f"{_VERSIONS[0]} to {_VERSION}: use the simlab that wrote it, or a newer one"
             )
         return None  # damaged: its version says nothing
-    if not Kind.HEAD <= kind <= Kind.SOLVER or (code and code not in _DTYPES):
+    if kind not in _KINDS or (code and code not in _DTYPES):
         return None
     record = Record(
-        Kind(kind),
+        _KINDS[kind],
         number,
         traj,
         attempt,

@@ -308,8 +308,7 @@ def _write_field(
         values = np.empty((last - first, n_steps, *shape), dtype=dtype)
         for b in range(first, last):
             for t, record in enumerate(records[b]):
-                raw = os.pread(rows[b].fd, record.nbytes, record.payload_at)
-                values[b - first, t] = np.frombuffer(raw, dtype=dtype).reshape(shape)
+                os.preadv(rows[b].fd, [values[b - first, t]], record.payload_at)
         data[first:last] = values if time else values[:, 0]
 
 
