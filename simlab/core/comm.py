@@ -141,13 +141,18 @@ def agree(comm: MPI.Comm, error: BaseException | None) -> None:
 
 
 @contextmanager
-def agreement(comm: MPI.Comm) -> Iterator[None]:
-    """Run rank-local work and :func:`agree` on its outcome. Collective, no such call inside."""
+def agreement(comm: MPI.Comm, asleep: bool = False) -> Iterator[None]:
+    """Run rank-local work and :func:`agree` on its outcome. Collective, no such call inside.
+
+    With ``asleep`` ranks that have little to do sleep until the others are through.
+    """
     error: BaseException | None = None
     try:
         yield
     except Exception as caught:
         error = caught
+    if asleep:
+        wait_for_all(comm)
     agree(comm, error)
 
 

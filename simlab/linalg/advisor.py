@@ -140,7 +140,7 @@ def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], s
 
 def begun(solver: LinearSolver, system: LinearSystem, seed: Any = None) -> Any:
     """Return a solver's fresh state, with a static space when there is one. Collective."""
-    if seed is None or not hasattr(solver, "seed"):
+    if seed is None or not callable(getattr(solver, "seed", None)):
         return solver.init(system)
     return solver.init(system, seed=seed)  # type: ignore[call-arg]
 

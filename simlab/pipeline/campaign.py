@@ -2,11 +2,18 @@
 
     world -> groups of equal size -> one chain of samples per group -> one writer per group root
 
-The held-out splits are solved and sealed first, so that a trainer finds its validation set ready;
-training samples follow in order. Groups never wait for each other inside a chain: progress goes to
-rank 0 in messages that nobody waits for, and no world collective is called per sample. A failed
-sample is recorded and skipped. A killed campaign resumes with what is missing, on any number of
-ranks, and gives the same data to the solver's tolerance.
+    static space (:mod:`.static_space`)      where the solver has one
+    pilot (:mod:`.pilot`)                    where the solver is to be chosen
+    order (:mod:`.order`)                    where the solver carries something along
+    held-out splits: chains, stealing (:mod:`.stealing`), seal
+    training samples: the same
+
+The held-out splits are solved and sealed first, so that a trainer finds its validation set ready.
+Groups never wait for each other inside a chain: progress goes to rank 0 in messages that nobody
+waits for, and no world collective is called per sample. A failed sample is recorded and skipped. A
+killed campaign resumes with what is missing, in the same order, on any number of ranks, by the same
+solver, and gives the same data to the solver's tolerance; what it solves again is the one sample
+that each chain was at.
 
 Cost per sample beside assembly and solve: drawing the sample, one gather of the solution to the
 group's root when the group has several ranks, one record appended (copy and checksum), one stat
@@ -23,13 +30,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simlab.core.comm import agreement, split, wait_for_all, world
+from simlab.core.comm import agreement, split, world
 from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.core.progress import duration
 from simlab.core.runs import RunDirectory
 from simlab.pipeline.case import Campaign, Case
-from simlab.pipeline.chain import Chain, Outcome
+from simlab.pipeline.chain import Outcome
+from simlab.pipeline.order import AS_DRAWN, wanted_order
+from simlab.pipeline.pilot import samples_of_a_pilot
+from simlab.pipeline.stealing import Crew
 from simlab.pipeline.tally import Tally
+from simlab.pipeline.work import Work, ended_in, parts_of
 from simlab.problems.family import ProblemFamily
 from simlab.store.store import SnapshotStore
 
@@ -144,6 +155,7 @@ def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
         "fields": ", ".join(f"{spec.name} ({spec.role})" for spec in schema.fields),
         "parameters": ", ".join(schema.parameters) or "none",
         "solver": f"{case.solver.kind}, rtol {case.solver.rtol:.1e}",
+        "order": _order_in_words(case),
         "ranks": f"{n_ranks} in {n_ranks // campaign.ranks_per_group} group(s)",
         "data": f"{expected / 1e6:.1f} MB in shards; {free / 1e9:.1f} GB free",
     }
@@ -179,32 +191,34 @@ def run_campaign(
     with agreement(comm):
         check_case(case)
         plan(case, comm.size, run.path)
-    phases: list[np.ndarray] = []
-    before = 0
+    parts: list[np.ndarray] = []
+    ended: set[int] = set()
+    n_done = 0
     with agreement(comm):
         if comm.rank == 0:
             store = _open_store(case, run)
-            phases, before = _phases(store, shard), len(store.done())
-    phases = comm.bcast(phases)
+            parts, ended, n_done = parts_of(store, shard), ended_in(store), len(store.done())
+    parts, ended = comm.bcast((parts, ended))
     store = SnapshotStore.open(run.store)
     group = split(comm, case.campaign.ranks_per_group)
-    chain = Chain(case, run, store, group)
+    work = Work(case, run, store, group, shard, parts, ended)
     begun = time.perf_counter()
-    with Tally(
-        comm,
-        run,
-        total=sum(map(len, phases)),
-        before=before,
-        ranks_per_group=case.campaign.ranks_per_group,
-        max_failures=case.campaign.max_failures,
-    ) as tally:
-        for ids in phases:
-            chain.walk(np.array_split(ids, group.n_groups)[group.index], tally)
-            wait_for_all(comm)
-            with chain.clock("seal"), agreement(comm):
-                if comm.rank == 0:
-                    store.seal(final=True)
-    outcome = chain.finish()
+    with (
+        Crew(group) as crew,
+        Tally(
+            comm,
+            run,
+            total=len(work.missing(np.concatenate(parts))),
+            before=n_done,
+            ranks_per_group=case.campaign.ranks_per_group,
+            max_failures=case.campaign.max_failures,
+        ) as tally,
+        work.chain as chain,
+    ):
+        work.prepare(crew, tally)
+        for part in parts:
+            work.walk(part, crew, tally)
+    outcome = chain.finish(crew.n_taken)
     chain.destroy()  # collective, so not on the way out of an error that one rank has
     outcome.cpu["all"] = time.process_time() - cpu
     if not group.is_root:  # the root speaks for its group; the others add their CPU time only
@@ -215,9 +229,10 @@ def run_campaign(
         if comm.rank == 0:
             for part in gathered or ():
                 total.merge(part)
-            total.n_missing = sum(map(len, _phases(store, shard)))
+            total.n_missing = len(set(np.concatenate(parts).tolist()) - ended_in(store))
+            total.stopped = total.stopped and total.n_missing > 0
             seconds = time.perf_counter() - begun
-            facts = _facts(case, store, total, chain, seconds)
+            facts = _facts(case, store, total, work, seconds)
             run.update(campaign=facts, seconds={"generate": seconds})
     total = comm.bcast(total)
     if total.failed > case.campaign.max_failures:
@@ -226,6 +241,15 @@ def run_campaign(
             f"{case.campaign.max_failures}; the first: {total.failures[0]['reason']}"
         )
     return total
+
+
+def _order_in_words(case: Case) -> str:
+    """Return what is known of the order before the solver has been chosen."""
+    if case.campaign.order == "auto" and samples_of_a_pilot(case):
+        return "auto: greedy if the pilot picks a solver that carries a space, else as drawn"
+    kind = wanted_order(case, case.solver).kind
+    named = "as drawn" if kind == AS_DRAWN else kind
+    return f"auto: {named}" if case.campaign.order == "auto" else named
 
 
 def _open_store(case: Case, run: RunDirectory) -> SnapshotStore:
@@ -242,17 +266,8 @@ def _open_store(case: Case, run: RunDirectory) -> SnapshotStore:
     return store
 
 
-def _phases(store: SnapshotStore, shard: tuple[int, int]) -> list[np.ndarray]:
-    """Return the ids still to be solved: held-out splits first, then training samples."""
-    ended = np.union1d(np.asarray(sorted(store.done())), np.asarray(sorted(store.failed())))
-    index, count = shard
-    parts = [np.sort(np.concatenate([store.ids("valid"), store.ids("test")])), store.ids("train")]
-    mine = [part[part % count == index] for part in parts]
-    return [part[~np.isin(part, ended)] for part in mine]
-
-
 def _facts(
-    case: Case, store: SnapshotStore, total: Outcome, chain: Chain, seconds: float
+    case: Case, store: SnapshotStore, total: Outcome, work: Work, seconds: float
 ) -> dict[str, Any]:
     """Return the manifest's campaign section, and say the cost line that ends every campaign."""
     hours = total.cpu.get("all", 0.0) / 3600
@@ -277,9 +292,11 @@ def _facts(
     }
     if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
         return standing
+    decision = work.chain.decision
+    advice = {"reason": decision.reason, "pilot": decision.table} if decision else {}
     return standing | {
-        "solver": chain.solver_name,
-        **chain.advice,
+        "solver": work.chain.solver_name,
+        **advice,
         "core_hours": hours,
         "samples_per_core_hour": rate,
         "iterations_mean": total.iterations / solves,
@@ -290,4 +307,5 @@ def _facts(
         "seconds": {phase: spent for phase, spent in total.wall.items()},
         "cpu_seconds": total.cpu,
         "failures": total.failures[:100],
+        "groups": sorted(total.groups, key=lambda facts: int(facts["group"])),
     }

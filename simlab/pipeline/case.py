@@ -16,17 +16,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
 from simlab.core.config import as_table, build, load_tables, settings
 from simlab.core.errors import ConfigError
 from simlab.learn.settings import TrainSettings
+from simlab.linalg.ordering import orderings
 from simlab.linalg.system import LinearSolver, solvers
 from simlab.problems.family import ProblemFamily, families
 
 __all__ = ["Campaign", "Case", "load_case"]
 
 _PATH_KEYS = ("file", "mesh")
+
+
+def _order(value: Any) -> Any:
+    return value if value == "auto" else orderings.build(value)
 
 
 @settings
@@ -40,6 +45,10 @@ class Campaign:
     seed : int
     train, valid, test : float
         Shares of the three splits; they add up to 1.
+    order : "auto", or an ordering's kind or table
+        In which the samples are solved: ``"sample"`` as drawn, ``"greedy"``, ``"hilbert"``; the
+        held-out splits first, each part ordered by itself. ``"auto"``: greedy where the solver
+        carries something from system to system, as drawn otherwise. Splits do not depend on it.
     ranks_per_group : int
         Ranks that work on one system together; groups work side by side.
     max_failures : int
@@ -51,6 +60,7 @@ class Campaign:
     train: float = Field(0.8, ge=0, le=1)
     valid: float = Field(0.1, ge=0, le=1)
     test: float = Field(0.1, ge=0, le=1)
+    order: Annotated[Any, PlainValidator(_order)] = "auto"
     ranks_per_group: int = Field(1, ge=1)
     max_failures: int = Field(100, ge=0)
 

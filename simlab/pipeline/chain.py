@@ -1,5 +1,8 @@
 """One group of ranks walking its chain of samples, and what that cost.
 
+A chain is what a group walks: its piece of the campaign's order, then segments it takes from others
+(:mod:`.stealing`). The solver's state goes along from sample to sample through all of it.
+
 A sample that cannot be solved or stored as its schema says is recorded as failed and
 skipped; every other error (a full disk, a bug) ends the campaign. Faults that one rank of the group
 sees are agreed on before anything is raised.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +23,23 @@ from simlab.core.errors import ConvergenceError, SchemaError
 from simlab.core.reports import Provenance
 from simlab.core.runs import RunDirectory
 from simlab.core.samples import Sample
+from simlab.linalg.advisor import begun
 from simlab.linalg.clock import Clock
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.pipeline.case import Case
+from simlab.pipeline.order import Order
+from simlab.pipeline.pilot import Decision
+from simlab.pipeline.stealing import Crew
 from simlab.pipeline.tally import Tally
 from simlab.problems.family import trajectory
+from simlab.store.segments import Writer
 from simlab.store.store import SnapshotStore
 
 __all__ = ["Chain", "Outcome"]
 
 log = logging.getLogger("simlab.campaign")
+
+_N_EVENTS = 100  # of each group that the manifest keeps
 
 
 @dataclass
@@ -43,6 +53,8 @@ class Outcome:
         shards).
     stopped : bool
         A stop was asked for before the end.
+    groups : list of dict
+        For every group: samples done, failed and taken over, and what its solver reported.
     """
 
     done: int = 0
@@ -58,6 +70,7 @@ class Outcome:
     wall: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    groups: list[dict[str, Any]] = field(default_factory=list)
 
     def merge(self, other: Outcome) -> None:
         """Add another group's sums."""
@@ -77,63 +90,109 @@ class Outcome:
             for phase, seconds in theirs.items():
                 mine[phase] = mine.get(phase, 0.0) + seconds
         self.failures += other.failures
+        self.groups += other.groups
 
 
 class Chain:
     """One group at work: its workspace and solver state live as long as the campaign.
 
+    A context manager that closes the group's writer, so that what was written can be sealed.
+
     Attributes
     ----------
     number : int
         Of the chain, as stored beside the data.
-    order : int
-        Position of the present sample in the order of solving, as stored beside the data.
+    order : Order
+        Gives each sample's position in the order of solving, as stored beside the data.
+    seed : object, optional
+        Static space the solver begins with.
+    workspace : object
+        What the family's ``setup`` made.
     """
 
-    def __init__(self, case: Case, run: RunDirectory, store: SnapshotStore, group: Group) -> None:
+    def __init__(
+        self, case: Case, run: RunDirectory, store: SnapshotStore, group: Group, order: Order
+    ) -> None:
         self._case, self._run, self._store, self._group = case, run, store, group
-        self._workspace = case.family.setup(group.comm)
+        self.workspace = case.family.setup(group.comm)
+        self.seed: Any = None
         self._state: Any = None
+        self._adopted: Decision | None = None
+        self._writer: Writer | None = None
+        self._n_events = 0
+        self._events: list[str] = []
         self.clock = Clock()
         self._outcome = Outcome()
         self.solver_name = ""
         self.number = group.index
-        self.order = -1
+        self.order = order
         self._solve_seconds = 0.0
 
-    @property
-    def advice(self) -> dict[str, Any]:
-        """What the solver says of its choice."""
-        said = {
-            "reason": getattr(self._state, "reason", ""),
-            "pilot": getattr(self._state, "table", []),
-        }
-        return {name: value for name, value in said.items() if value}
+    def __enter__(self) -> Chain:
+        return self
 
-    def walk(self, ids: Sequence[int] | np.ndarray, tally: Tally) -> None:
-        """Solve a chain of samples in order, until its end or a stop. Collective on the group."""
-        if not len(ids):
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the solver has chosen, when it is one that chooses."""
+        return self._adopted or Decision.of(self._state)
+
+    def adopt(self, decision: Decision) -> None:
+        """Go on with another group's choice; a state of the same choice is kept. Collective."""
+        own = self.decision
+        if own is not None and own.solver == decision.solver:
             return
-        writer = self._store.writer() if self._group.is_root else None
-        try:
-            for index in map(int, ids):
-                self.order += 1
-                if self._stop_requested():
-                    self._outcome.stopped = True
-                    break
-                self._solve(index, writer)
-                tally.report(self._outcome.done, self._outcome.failed, self._outcome.bytes)
-                tally.seal_if_due(self._store)
-        finally:
-            if writer is not None:
-                writer.close()
+        if self._state is not None:
+            self._state.destroy()
+        self._state, self._n_events = None, 0
+        self._adopted = decision
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop has ended this group's walk."""
+        return self._outcome.stopped
+
+    def walk(
+        self,
+        crew: Crew,
+        ids: Sequence[int] | np.ndarray,
+        tally: Tally,
+        until: Callable[[], bool] = lambda: False,
+    ) -> list[int]:
+        """Solve a chain of samples in order, then what there is to take over from other groups.
+
+        Ends early on a stop, or when ``until()`` is true. Collective on the group.
+
+        Returns
+        -------
+        list of int
+            Ids that were tried, in order.
+        """
+        if self._writer is None and self._group.is_root:
+            self._writer = self._store.writer()
+        tried = []
+        for index in crew.walk(ids, lambda: until() or self._stop_requested()):
+            self._solve(index, self._writer)
+            tried.append(index)
+            tally.report(self._outcome.done, self._outcome.failed, self._outcome.bytes)
+            tally.seal_if_due(self._store)
+        return tried
+
+    def seal(self) -> None:
+        """Close this group's writer and seal what it wrote. Rank-local."""
+        writer, self._writer = self._writer, None
         if writer is not None:
             with self.clock("seal"):
+                writer.close()
                 self._store.seal(final=True, writer=writer.id)
 
     def _stop_requested(self) -> bool:
-        stop = self._run.stop_requested() if self._group.is_root else False
-        return bool(self._group.comm.bcast(stop)) if self._group.comm.size > 1 else stop
+        """Whether to end the walk; asked by the group's root only, whose word the others follow."""
+        self._outcome.stopped = self._outcome.stopped or self._run.stop_requested()
+        return self._outcome.stopped
 
     def _solve(self, index: int, writer: Any) -> None:
         case, outcome = self._case, self._outcome
@@ -141,7 +200,7 @@ class Chain:
             mu = case.family.space.sample(1, case.campaign.seed, index)[0]
             self._begin(mu, writer)
         try:
-            for step in trajectory(case.family, mu, self._workspace, self._step, self.clock):
+            for step in trajectory(case.family, mu, self.workspace, self._step, self.clock):
                 report = step.result.report
                 with self.clock("write"), agreement(self._group.comm):
                     if writer is not None:
@@ -152,7 +211,7 @@ class Chain:
                             step.fields,
                             solve=Provenance.of(
                                 report,
-                                order=self.order,
+                                order=self.order.place[index],
                                 chain=self.number,
                                 seconds=self._solve_seconds,
                             ),
@@ -186,21 +245,39 @@ class Chain:
     def _step(self, system: LinearSystem) -> SolveResult:
         """Solve, and note the CPU seconds of this solve, summed over the ranks of the group."""
         if self._state is None:
-            self._state = self._case.solver.init(system)
-        begun = time.process_time()
+            if self._adopted is not None:
+                self._state = self._adopted.state(self.seed)
+            else:
+                self._state = begun(self._case.solver, system, self.seed)
+        start = time.process_time()
         result, self._state = self._case.solver.solve(system, self._state)
-        self._solve_seconds = time.process_time() - begun
+        self._solve_seconds = time.process_time() - start
         if self._group.comm.size > 1:
             self._solve_seconds = self._group.comm.allreduce(self._solve_seconds)
+        self._listen()
         return result
 
-    def finish(self) -> Outcome:
-        """Return what this group did."""
-        self._outcome.wall, self._outcome.cpu = self.clock.wall, dict(self.clock.cpu)
-        return self._outcome
+    def _listen(self) -> None:
+        """Log and keep what the solver has reported since its last solve."""
+        events = getattr(self._state, "events", ())
+        for text in events[self._n_events :]:
+            if self._group.is_root:
+                log.info("group %d: %s", self.number, text)
+            self._events.append(str(text))
+        self._n_events = len(events)
+
+    def finish(self, n_taken: int) -> Outcome:
+        """Return what this group did; it took over ``n_taken`` samples."""
+        outcome = self._outcome
+        outcome.wall, outcome.cpu = self.clock.wall, dict(self.clock.cpu)
+        facts = {"group": self.number, "done": outcome.done, "failed": outcome.failed}
+        outcome.groups = [facts | {"taken": n_taken, "events": self._events[:_N_EVENTS]}]
+        return outcome
 
     def destroy(self) -> None:
         """Free PETSc objects. Collective on the group."""
         if self._state is not None:
             self._state.destroy()
-        self._workspace.destroy()
+        if hasattr(self.seed, "destroy"):
+            self.seed.destroy()
+        self.workspace.destroy()
