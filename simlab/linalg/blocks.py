@@ -23,7 +23,17 @@ from simlab.linalg import petsc as PETSc
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["Block", "Reducer", "apply_operator", "orthonormalise", "subtract", "transform"]
+    from simlab.linalg.system import LinearSystem
+
+__all__ = [
+    "Block",
+    "FixedImages",
+    "Reducer",
+    "apply_operator",
+    "orthonormalise",
+    "subtract",
+    "transform",
+]
 
 _DEPENDENT = 1e-10  # a column whose pivot is smaller, relative to its length squared, is dropped
 _INDEPENDENT = 0.1  # smallest pivot above which one pass gives C^T C = I to a few roundings
@@ -140,6 +150,42 @@ def apply_operator(A: PETScTypes.Mat, source: Block, target: Block, start: int, 
         return
     for j in range(start, stop):
         A.mult(source.touch(j), target.vecs[j])
+
+
+class FixedImages:
+    """Images of a space that never changes, under ``A = sum_q theta_q A_q``: each term's made once.
+
+    Memory: one block per term.
+    """
+
+    def __init__(self) -> None:
+        self._terms: tuple[PETScTypes.Mat, ...] = ()
+        self._images = np.zeros((0, 0))  # one column per term: all entries of A_q U
+
+    def combine(
+        self, system: LinearSystem, source: Block, target: Block, start: int, stop: int
+    ) -> int:
+        """Write ``A`` times columns ``start .. stop - 1`` of ``source``. Collective.
+
+        Returns the number of operator applications: none once the terms' images are known. A
+        matrix with fewer entries per row than terms is quicker to apply.
+        """
+        affine, A = system.affine, system.A
+        columns = target.array[:, start:stop]
+        if affine is None or len(affine.terms) * A.getSize()[0] > A.getInfo()["nz_used"]:
+            apply_operator(A, source, target, start, stop)
+            return stop - start
+        n_applies = 0
+        if self._terms != affine.terms:
+            self._images = np.empty((columns.size, len(affine.terms)), order="F")
+            for q, term in enumerate(affine.terms):
+                apply_operator(term, source, target, start, stop)
+                target.release()  # dense views remember the operator of their product
+                self._images[:, q] = columns.T.ravel()
+                n_applies += stop - start
+            self._terms = affine.terms
+        np.matmul(self._images, affine.theta, out=columns.T.reshape(-1))
+        return n_applies
 
 
 def subtract(w: np.ndarray, basis: np.ndarray, coefficients: np.ndarray) -> None:

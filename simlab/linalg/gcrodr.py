@@ -37,7 +37,16 @@ from scipy.linalg import solve_triangular
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
-from simlab.linalg.blocks import Block, Reducer, apply_operator, orthonormalise, subtract, transform
+from simlab.linalg.blocks import (
+    Block,
+    FixedImages,
+    Reducer,
+    apply_operator,
+    orthonormalise,
+    subtract,
+    transform,
+)
+from simlab.linalg.gate import Gate
 from simlab.linalg.harmonic import handed_on
 from simlab.linalg.krylov import preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
@@ -79,6 +88,9 @@ class GCRODR:
     target : {"operator", "preconditioned"}
         Smallest harmonic Ritz values of A over the search space, or of A M (the form of the
         published experiments).
+    gate : bool
+        Solve a system without the carried part now and then, and stop carrying when that is as
+        cheap (:mod:`.gate`).
     history : bool
         Keep residual norms in the report.
     options : dict
@@ -95,6 +107,7 @@ class GCRODR:
     carried: NonNegativeInt = 20
     update: Literal["every", "first", "never"] = "every"
     target: Literal["operator", "preconditioned"] = "operator"
+    gate: bool = True
     history: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     prefix: str = ""
@@ -145,6 +158,8 @@ class GCRODRState(KSPState):
         What the next system starts with.
     captured : float
         Share of the last right-hand side that the recycled space took care of, ``||C^T b||/||b||``.
+    events : list of str
+        What happened to the recycled space: dropped, or no longer carried, and why.
     """
 
     def __init__(
@@ -165,8 +180,12 @@ class GCRODRState(KSPState):
         self.carried = np.zeros((rows, 0), order="F")
         self.captured = 0.0
         self.events: list[str] = []
+        self._gate = Gate(self._reduce) if settings.gate and settings.wants_order else None
+        self._has_solved = False
+        self._drift = np.nan
         self._norms: list[float] = []
         self._null_space: PETScTypes.NullSpace | None = None
+        self._images = FixedImages()
         self._image_version: tuple[int, int] | None = None
 
     @property
@@ -203,28 +222,36 @@ class GCRODRState(KSPState):
         self._null_space = space if space.handle else None
         if self._image_version == system.version:
             return
-        start = np.hstack([self.static, self.carried])
-        first = self._k_max - start.shape[1]
+        is_watched = self._gate is not None and self._gate.ends_window and self._k > 0
+        old = self.deflated_pair()[1].copy() if is_watched else None
+        n_static, n_carried = self.static.shape[1], self.carried.shape[1]
+        first, middle = self._k_max - n_static - n_carried, self._k_max - n_carried
         part = slice(first, self._k_max)
         U, inner = self._D.array[:, part], None
-        if self._Y is None:
-            U[...] = start
-        else:
+        if self._Y is not None:
             inner = self._Y.array[:, part]
-            inner[...] = start
+            inner[...] = self.carried
             for j in range(first, self._k_max):
                 self._apply_pc(self._Y.touch(j), self._D.vecs[j])
-            done.pc_applies += start.shape[1]
-        apply_operator(system.A, self._D, self._Q, first, self._k_max)
-        done.operator_applies += start.shape[1]
+            done.pc_applies += n_carried
+        else:
+            U[:, :n_static], U[:, n_static:] = self.static, self.carried
+        done.operator_applies += n_carried
+        done.operator_applies += self._images.combine(system, self._D, self._Q, first, middle)
+        apply_operator(system.A, self._D, self._Q, middle, self._k_max)
         T = orthonormalise(self._Q.array[:, part], self._reduce)
         self._k = T.shape[1]
-        self._n_fixed = int(np.any(T[: self.static.shape[1]], axis=1).sum())
+        self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
         target = slice(self._k_max - self._k, self._k_max)
         transform(U, T, self._D.array[:, target])
         if inner is not None and self._Y is not None:
             transform(inner, T, self._Y.array[:, target])
         self._image_version = system.version
+        self._drift = np.nan
+        if old is not None and self._k:
+            cosines = self._reduce.gram(self.deflated_pair()[1], old)
+            cosine = float(np.linalg.svd(cosines, compute_uv=False).min())
+            self._drift = sqrt(max(1.0 - cosine**2, 0.0))
 
     def _deflate(self, r: np.ndarray) -> float:
         """Move the part of the residual in span(C) into the solution. Collective.
@@ -254,8 +281,10 @@ class GCRODRState(KSPState):
         watch: Stopwatch,
     ) -> None:
         """Cycle until the true residual meets the tolerance."""
-        settings = self._settings
-        if settings.update == "never":
+        settings, carried = self._settings, self.carried
+        gate = self._gate if self._has_solved else None
+        self._carries = settings.update != "never" and (gate is None or gate.admits())
+        if not self._carries:
             self.forget()
         self._install(system, done)
         watch.lap("recycle")
@@ -276,14 +305,27 @@ class GCRODRState(KSPState):
                 break
             if ended is Reason.ITERATION_LIMIT:
                 break
-        done.reason = Reason.STAGNATED if ended is None else ended
-        if not isfinite(done.relres):
+        done.reason = ended or Reason.STAGNATED
+        if ended is Reason.NON_FINITE or not isfinite(done.relres):
             self._fail(done, Reason.BREAKDOWN, "values that are not finite")
         if settings.history:
             history += [value / size for value in self._norms]
-        if settings.carried:
+        if settings.carried and self._carries:
             U = self.deflated_pair()[0] if self._Y is None else self._Y.array[:, -self._k or None :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
+        self._has_solved = True
+        if gate is not None and gate.is_open:
+            self._book(gate, carried, done)
+
+    def _book(self, gate: Gate, carried: np.ndarray, done: Any) -> None:
+        """Report to the gate; a control leaves what is carried to the next system. Collective."""
+        said = gate.book(self.captured, self._drift)
+        done.note = "; ".join(filter(None, (done.note, said)))
+        if not self._carries:
+            self.forget()
+            self.carried = carried if gate.is_open else self.carried
+        if not gate.is_open:
+            self.events.append(said)
 
     def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
         """Write ``b - A x`` to ``r``. Collective."""
@@ -381,9 +423,9 @@ class GCRODRState(KSPState):
             subtract(r, Q[:, V : V + j + 1], -g[j] * omega[j, : j + 1])
             norm = abs(float(g[j]))
             is_last = norm <= goal
-            if self._renews and not (is_last and self._settings.update == "never"):
+            if self._renews and not (is_last and not self._carries):
                 self._renew(G[: self._k + j + 1, : self._k + j], j)
-                self._renews = self._settings.update != "first"
+                self._renews = self._settings.update != "first" or not self._carries
         return norm, fault
 
     def _orthogonalise(self, first: int, last: int, loss: float) -> tuple[np.ndarray, float, float]:
