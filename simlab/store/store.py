@@ -368,14 +368,12 @@ class SnapshotStore:
         Parameters
         ----------
         split : str, optional
-            Default: all splits.
 
         Returns
         -------
         structured ndarray, shape (steps of all trajectories,)
-            ``index``, ``step`` and the attributes of :class:`simlab.core.reports.Provenance`.
-            Sorted by index and step, as the data are; ``np.sort(found, order="order")`` gives the
-            order of solving back.
+            ``index``, ``step`` and the attributes of :class:`simlab.core.reports.Provenance`,
+            sorted as the data are; ``np.sort(found, order="order")`` is the order of solving.
         """
         return read_solves(self, split)
 
