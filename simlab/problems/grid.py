@@ -6,7 +6,7 @@ so the right-hand side is ``h^d f``. Method: the sparsity pattern is made once, 
 the stencil's small buffer that each nonzero is copied from. A new coefficient costs one division
 per cell and per face, a few sums and one gather straight into PETSc's value array; nothing of the
 size of the grid is allocated. Measured beside a product with the same matrix: two to four times
-its cost. Or no matrix is made at all, and PETSc multiplies with the stencil.
+its cost, six with a velocity. Or no matrix is made at all, and PETSc multiplies with the stencil.
 
 Arrays of the grid are C-ordered, first axis slowest; on one rank a Vec is exactly the flattened
 array. On several, PETSc's DMDA (its axes are ours reversed) deals out boxes.

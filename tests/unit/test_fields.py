@@ -13,10 +13,12 @@ from simlab.problems.fields import (
     FourParameter,
     Lognormal,
     TwoPhase,
+    Wavenumber,
     cell_centres,
     fields,
     gaussian,
 )
+from simlab.problems.fields_path import Path
 
 SHAPES = [(17,), (12, 9), (6, 5, 4)]
 RANDOM_KINDS = [
@@ -24,6 +26,8 @@ RANDOM_KINDS = [
     Lognormal(spectrum="neumann", alpha=3.0, tau=2.0, sigma=1.5),
     TwoPhase(low=1.0, high=7.5),
     FourParameter(),
+    Wavenumber(mean=7.0, contrast=0.2),
+    Path(epsilon=0.4, scale=1.5),
 ]
 
 
