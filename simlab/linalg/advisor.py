@@ -114,8 +114,9 @@ def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], s
     fast, direct = _make("fast", rtol), _make("direct", rtol)
     if traits.matrix_free:
         methods = ("cg",) if traits.spd else ("gmres", "bcgs")
-        krylov = [_make("krylov", rtol, method=m, preconditioner="jacobi") for m in methods]
-        return ([fast] if fast.suits(system) else []) + krylov, f"{about}, matrix-free"
+        free = [fast] if fast.suits(system) else []
+        free += [_make("krylov", rtol, method=m, preconditioner="jacobi") for m in methods]
+        return free, f"{about}, matrix-free"
     if n <= _TINY:
         return [direct], f"{about}: tiny"
     if traits.constant_matrix and may_factor:
