@@ -4,8 +4,9 @@
                  +-- simlab train                   -> model     (follows the store, no MPI)
 
 The two are separate process groups and share nothing but the run directory, so either may be
-killed, and ``--resume`` goes on with both. The supervisor imports neither MPI nor torch. Ctrl-C
-asks both to stop after the sample and the batch at hand; a second Ctrl-C ends them at once.
+killed, and ``--resume`` goes on with both. The supervisor imports neither MPI nor torch. Ctrl-C, or
+a file STOP made by hand, asks both to stop after the sample and the batch at hand; a second Ctrl-C
+ends them at once.
 """
 
 from __future__ import annotations
@@ -225,7 +226,7 @@ def supervise(
                     child.signal(signal.SIGKILL)
         watch.look()
     failed = failed or next((c for c in children if c.code not in _ENDED_WELL), None)
-    if received:
+    if received or (failed is None and run.manifest()["state"] == "stopped"):
         return 130
     if failed is not None:
         run.update(**{"campaign" if failed.name == "solvers" else "train": {"state": "failed"}})

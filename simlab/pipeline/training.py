@@ -14,6 +14,7 @@ from simlab.core.runs import RunDirectory
 from simlab.core.signals import interrupts
 from simlab.pipeline.case import Case
 from simlab.pipeline.evaluate import Evaluation, evaluate
+from simlab.pipeline.order import AS_DRAWN
 from simlab.store.reader import Split
 from simlab.store.store import SnapshotStore
 
@@ -73,6 +74,7 @@ def train_run(
             observers=(run.log_metric, shown_by(progress)),
             solver_ranks=solver_ranks,
         )
+        _warn_of_order(case, run)
         stream = FollowedStream(run.store)
         if resume:
             trainer.resume(stream)
@@ -107,6 +109,19 @@ def report_run(run: RunDirectory) -> Any:
 
     save_figures(run.path)
     return write_report(run.path)
+
+
+def _warn_of_order(case: Case, run: RunDirectory) -> None:
+    """Say once that a queue hands sorted samples on as they come: batches of look-alikes."""
+    assert case.train is not None
+    order = run.manifest().get("campaign", {}).get("order", AS_DRAWN)
+    if order != AS_DRAWN and case.train.buffer.kind == "fifo":
+        log.warning(
+            "samples arrive in %s order and train.buffer.kind = 'fifo' keeps it, so the items of a "
+            "batch resemble each other: use 'reservoir' or 'firo', or campaign.order = '%s'",
+            order,
+            AS_DRAWN,
+        )
 
 
 def _wait_for_store(run: RunDirectory, stop: Callable[[], bool]) -> SnapshotStore | None:

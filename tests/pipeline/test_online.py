@@ -89,6 +89,20 @@ def test_ctrl_c_stops_both_and_resume_finishes(tmp_path) -> None:
     assert_finished(out)
 
 
+def test_a_stop_file_made_by_hand_says_stopped(tmp_path) -> None:
+    out = tmp_path / "run"
+    process = start(out, "--set", "campaign.n=4000", "--set", "family.cells=48")
+    wait_for(out, "campaign")
+    (out / "STOP").touch()
+    text, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert text.startswith("stopped; ")
+    assert "--resume` goes on" in text
+    assert "no trained model" not in errors
+    assert json.loads((out / "manifest.json").read_text())["state"] == "stopped"
+    assert not children_of(out)
+
+
 @pytest.mark.parametrize("victim", ["generate", "train"])
 def test_one_side_killed_ends_the_other_and_resume_finishes(tmp_path, victim) -> None:
     out = tmp_path / "run"
