@@ -19,12 +19,33 @@ from simlab.linalg.ksp import KSPState
 from simlab.linalg.options import merged
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
-__all__ = ["Direct"]
+__all__ = ["Direct", "Package", "factor_options"]
 
 _LARGE = 30_000  # unknowns from where MUMPS was measured to be faster than CHOLMOD
 _MAX_APPLICATIONS = 1_000
 
 Package = Literal["auto", "cholmod", "umfpack", "mumps", "petsc"]
+
+
+def factor_options(
+    system: LinearSystem, package: Package = "auto", method: str = "auto"
+) -> dict[str, str]:
+    """Return PETSc's options for the factor of such a matrix, ``auto`` resolved."""
+    if method == "auto":
+        method = "cholesky" if system.traits.spd else "lu"
+    name: str = package
+    if package == "auto":
+        has_mumps = PETSc.Sys.hasExternalPackage("mumps")
+        if system.A.comm.size > 1 or (has_mumps and system.A.getSize()[0] > _LARGE):
+            name = "mumps"
+        elif PETSc.Sys.hasExternalPackage("suitesparse"):
+            name = "cholmod" if method == "cholesky" else "umfpack"
+        else:
+            name = "petsc"
+    options = {"pc_type": method, "pc_factor_mat_solver_type": name}
+    if name == "petsc":
+        options["pc_factor_mat_ordering_type"] = "nd"
+    return options
 
 
 @solvers.register("direct")
@@ -73,16 +94,7 @@ class Direct:
                 "solver direct factors a matrix's entries, and this family is matrix-free; use "
                 "solver auto or fast"
             )
-        method = self.method
-        if method == "auto":
-            method = "cholesky" if system.traits.spd else "lu"
-        options = {
-            "ksp_type": "preonly",
-            "pc_type": method,
-            "pc_factor_mat_solver_type": self._package(system, method),
-        }
-        if options["pc_factor_mat_solver_type"] == "petsc":
-            options["pc_factor_mat_ordering_type"] = "nd"
+        options = {"ksp_type": "preonly", **factor_options(system, self.package, self.method)}
         return KSPState(system, merged(options, self.options), prefix=self.prefix, is_direct=True)
 
     def solve(self, system: LinearSystem, state: KSPState) -> tuple[SolveResult, KSPState]:
@@ -97,13 +109,3 @@ class Direct:
             state.forget_factor()
             result = state.solve(system, self.rtol, _MAX_APPLICATIONS)
         return result, state
-
-    def _package(self, system: LinearSystem, method: str) -> str:
-        if self.package != "auto":
-            return self.package
-        has_mumps = PETSc.Sys.hasExternalPackage("mumps")
-        if system.A.comm.size > 1 or (has_mumps and system.A.getSize()[0] > _LARGE):
-            return "mumps"
-        if PETSc.Sys.hasExternalPackage("suitesparse"):
-            return "cholmod" if method == "cholesky" else "umfpack"
-        return "petsc"

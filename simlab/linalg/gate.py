@@ -3,14 +3,15 @@
 What a solver carries from system to system costs something with every new matrix (``A U``, its
 orthonormalisation, longer projections) and saves iterations, or does not. Nothing but trying tells:
 
-    s s s C s s s C s s s C ...      C: a control, solved without the carried part
+    s C s C s C s C s C s s s ... s s C s s ...        C: a control, solved without the carried part
 
-A window is four controls and the systems between them; its verdict compares the medians of their
+A window is five controls and the systems between them; its verdict compares the medians of their
 costs, CPU seconds of the solve without the set-up that both kinds share. No system is solved twice.
-A window in which carrying costs more than 0.95 of doing without speaks against it, and two such
-windows in a row end it for good. Controls come every fourth system until a window has spoken for
-carrying, and again after one that speaks against; every twentieth in between. So the end may come
-at the 32nd system, and a space that pays is left out of 5 % of the solves.
+A window in which carrying costs more than 0.95 of doing without speaks against it, and two of them
+end it for good. One in which it costs less than 0.8, or three below 0.95, settle for carrying:
+every twentieth system is a control from then on, every second one before, and again after a window
+that speaks against. So carrying may end at the 20th system, and a space that pays is left out of
+5 % of the solves.
 
 Systems are counted, and the root's costs decide, so all ranks of a group do the same.
 """
@@ -29,10 +30,10 @@ __all__ = ["Gate"]
 
 log = logging.getLogger("simlab.linalg.gate")
 
-_PAYS = 0.95  # of the control's cost: carrying must be cheaper than that
-_N_CONTROLS = 4  # in a window
-_OFTEN, _SELDOM = 4, 20  # systems from control to control
-_N_WINDOWS = 2  # in a row that end it
+_PAYS, _PAYS_CLEARLY = 0.95, 0.8  # of the control's cost
+_N_CONTROLS = 5  # in a window
+_OFTEN, _SELDOM = 2, 20  # systems from control to control
+_N_AGAINST, _N_FOR = 2, 3  # windows that settle it
 
 
 class Gate:
@@ -49,24 +50,25 @@ class Gate:
     ----------
     is_open : bool
         Carrying goes on.
+    reason : str
+        Why it does not; empty while it does.
     """
 
     def __init__(self, reduce: Reducer, clock: Callable[[], float] = time.process_time) -> None:
-        self.is_open = True
+        self.is_open, self.reason = True, ""
         self._reduce, self._clock = reduce, clock
         self._every = _OFTEN
         self._n_systems = 1  # the first one of a sequence has nothing to carry yet
         self._since_control = 1
-        self._n_against = 0
+        self._n_against = self._n_for = 0
         self._is_control = False
-        self._begun = 0.0
+        self._begun, self._drift = 0.0, float("nan")
         self._clear()
 
     @property
-    def ends_window(self) -> bool:
-        """Whether the next system is a window's last control: the time to measure drift."""
-        is_next = self.is_open and self._since_control == self._every - 1
-        return is_next and len(self._without) == _N_CONTROLS - 1
+    def watches(self) -> bool:
+        """Whether to measure drift across the present control: once in a window."""
+        return self._is_control and len(self._without) == _N_CONTROLS - 2
 
     def admits(self) -> bool:
         """Return whether the next system may use the carried part, and start its clock."""
@@ -87,8 +89,8 @@ class Gate:
         captured : float
             Share of the right-hand side that the deflated space took care of, ``||C^T b||/||b||``.
         drift : float
-            Sine of the largest angle between that space's images under the last two matrices; NaN
-            when not measured.
+            Sine of the largest angle between that space's images under this matrix and the one
+            it was last used with; NaN when not measured.
 
         Returns
         -------
@@ -107,33 +109,37 @@ class Gate:
         said = "control: solved without the carried part"
         if len(self._without) < _N_CONTROLS:
             return said
-        return "; ".join(filter(None, (said, self._judge())))
+        self._judge()
+        return f"{said}; {self.reason}" if self.reason else said
 
-    def _judge(self) -> str:
-        """Compare the window's costs; return why carrying ends, or nothing."""
+    def _judge(self) -> None:
+        """Compare the window's costs."""
         carried, control = self._reduce.from_root(
             lambda: (float(np.median(self._with)), float(np.median(self._without)))
         )
-        is_against = carried > _PAYS * control
-        self._n_against = self._n_against + 1 if is_against else 0
-        self._every = _OFTEN if is_against else _SELDOM
-        reason = ""
-        if self._n_against >= _N_WINDOWS:
+        if carried > _PAYS * control:
+            self._n_against += 1
+            self._every = _OFTEN
+        else:
+            self._n_for += 1 if carried > _PAYS_CLEARLY * control else _N_FOR
+        if self._n_for >= _N_FOR:
+            self._every = _SELDOM
+            self._n_against = self._n_for = 0
+        if self._n_against >= _N_AGAINST:
             self.is_open = False
             turned = f"; A U turned by sin {self._drift:.2g}" if np.isfinite(self._drift) else ""
-            reason = (
+            self.reason = (
                 f"carrying ends after {self._n_systems} systems: {1e3 * carried:.3g} ms each with "
                 f"it, {1e3 * control:.3g} ms without; it held {np.median(self._captured):.2g} of "
                 f"the right-hand side{turned}"
             )
             if self._reduce.is_root:
-                log.info("%s", reason)
+                log.info("%s", self.reason)
         self._clear()
-        return reason
 
     def _clear(self) -> None:
         """Begin a window."""
         self._with: list[float] = []
         self._without: list[float] = []
         self._captured: list[float] = []
-        self._drift = np.nan
+        self._drift = float("nan")

@@ -182,6 +182,7 @@ class GCRODRState(KSPState):
         self.events: list[str] = []
         self._gate = Gate(self._reduce) if settings.gate and settings.wants_order else None
         self._has_solved = False
+        self._before: np.ndarray | None = None  # C at the last control that was watched
         self._drift = np.nan
         self._norms: list[float] = []
         self._null_space: PETScTypes.NullSpace | None = None
@@ -222,8 +223,6 @@ class GCRODRState(KSPState):
         self._null_space = space if space.handle else None
         if self._image_version == system.version:
             return
-        is_watched = self._gate is not None and self._gate.ends_window and self._k > 0
-        old = self.deflated_pair()[1].copy() if is_watched else None
         n_static, n_carried = self.static.shape[1], self.carried.shape[1]
         first, middle = self._k_max - n_static - n_carried, self._k_max - n_carried
         part = slice(first, self._k_max)
@@ -248,10 +247,10 @@ class GCRODRState(KSPState):
             transform(inner, T, self._Y.array[:, target])
         self._image_version = system.version
         self._drift = np.nan
-        if old is not None and self._k:
-            cosines = self._reduce.gram(self.deflated_pair()[1], old)
+        if self._before is not None and self._carries and self._k:
+            cosines = self._reduce.gram(self.deflated_pair()[1], self._before)
             cosine = float(np.linalg.svd(cosines, compute_uv=False).min())
-            self._drift = sqrt(max(1.0 - cosine**2, 0.0))
+            self._drift, self._before = sqrt(max(1.0 - cosine**2, 0.0)), None
 
     def _deflate(self, r: np.ndarray) -> float:
         """Move the part of the residual in span(C) into the solution. Collective.
@@ -285,6 +284,8 @@ class GCRODRState(KSPState):
         gate = self._gate if self._has_solved else None
         self._carries = settings.update != "never" and (gate is None or gate.admits())
         if not self._carries:
+            if gate is not None and gate.watches and self._k:
+                self._before = self.deflated_pair()[1].copy()
             self.forget()
         self._install(system, done)
         watch.lap("recycle")
@@ -325,7 +326,7 @@ class GCRODRState(KSPState):
             self.forget()
             self.carried = carried if gate.is_open else self.carried
         if not gate.is_open:
-            self.events.append(said)
+            self.events.append(gate.reason)
 
     def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
         """Write ``b - A x`` to ``r``. Collective."""
