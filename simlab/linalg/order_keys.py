@@ -272,9 +272,9 @@ def _skewness(values: np.ndarray) -> float:
 def _chosen(part: np.ndarray) -> np.ndarray:
     """Return the modes of a field or of its logarithm, whichever law is the more symmetric."""
     raw, logs = np.split(part[:, 2:], 2, axis=1)
-    if not len(part) or np.isnan(part[:, 1]).any():
+    if not len(part):
         return raw
-    raw_skew, log_skew = np.abs(part[:, :2].mean(axis=0))
+    raw_skew, log_skew = np.abs(part[:, :2].mean(axis=0))  # NaN, and so not less, without logs
     return logs if log_skew < _LESS_SKEWED * raw_skew else raw
 
 

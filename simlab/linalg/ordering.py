@@ -10,7 +10,7 @@ problem is the travelling salesman's.
     kind      path                                             cost for N keys of d columns
     sample    as drawn                                         nothing, keys not needed
     greedy    nearest unused neighbour, 2-opt, Or-opt          N^2 d multiply-adds in blocks
-    hilbert   along a space-filling curve                      N log N, a third longer or worse
+    hilbert   along a space-filling curve                      N log N; a longer path
 
 More than ``group`` keys are parted along a Hilbert curve first: the greedy walk goes group by
 group, beginning each where the last one ended, for ``N group d``. Orders depend on the keys only,

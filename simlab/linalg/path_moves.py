@@ -2,8 +2,8 @@
 
 *2-opt* reverses a stretch of the path: steps (a, a') and (c, c') become (a, c) and (a', c').
 *Or-opt* moves up to three consecutive points, either way round, between two others. Only new steps
-to one of the ``k`` nearest neighbours of a point, to an end of the path, or out of one of the
-longest steps are looked at.
+to one of the ``k`` nearest neighbours of a point are looked at, and all reversals that break one of
+the longest steps, since clusters are nobody's neighbours.
 
 The gain of a move depends on the steps it breaks and joins, not on where they are. So all candidate
 moves of a round are found at once by array operations, and then made one after the other, best
@@ -54,7 +54,7 @@ def improved(keys: np.ndarray, path: Sequence[int] | np.ndarray) -> np.ndarray:
     --------
     >>> keys = np.array([[0.0, 0.0], [2.0, 1.0], [2.0, 0.0], [0.0, 1.0], [4.0, 0.5]])
     >>> improved(keys, range(5)).tolist()
-    [3, 0, 2, 1, 4]
+    [0, 3, 1, 2, 4]
     """
     keys = checked_keys(keys)
     walk = checked_path(path, len(keys))
@@ -154,10 +154,6 @@ class _Path:
             a, a1 = active[row], after[row]
             c, new = self._nearest[a, column], self._near[a, column]
             yield self._reversal(a, a1, c, side, length[row] - new)
-            # new steps to an end of the path, which makes a1 the end
-            if not self._ends_stay:
-                c = np.full(len(active), self._path[-1 if side == 1 else 0])
-                yield self._reversal(active, after, c, side, length - self._distance(active, c))
             # out of one of the longest steps, to anybody active
             a, a1 = self._path[longest], self._path[longest + 1]
             if side == -1:
@@ -260,8 +256,6 @@ class _Path:
         elif self._extended[k] == d and not (d == n and k != 0):
             left, s_first = k - 1, False
         else:
-            return False
-        if low - 1 <= left <= high:
             return False
         segment = self._path[low : high + 1].copy()
         if (segment[0] == s) != s_first:

@@ -19,7 +19,7 @@ The greedy walk is that of Wang et al., arXiv:2401.09516, section 3.1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, log2
+from math import ceil, fsum, log2
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def path_length(keys: np.ndarray, path: Sequence[int] | np.ndarray | None = None
     """
     keys = checked_keys(keys)
     walked = keys if path is None else keys[checked_path(path, len(keys))]
-    return float(np.sum(_steps(walked)))
+    return fsum(_steps(walked).tolist())
 
 
 def cut(
