@@ -51,6 +51,7 @@ from simlab.linalg.harmonic import handed_on
 from simlab.linalg.krylov import preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
 from simlab.linalg.options import merged
+from simlab.linalg.seed import Seed, seed_space
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
 if TYPE_CHECKING:
@@ -132,9 +133,29 @@ class GCRODR:
         """Whether the preconditioner can be built for such matrices."""
         return system.traits.spd or self.preconditioner not in ("icc", "cholesky")
 
-    def init(self, system: LinearSystem) -> GCRODRState:
-        """Return a fresh state. Collective."""
-        return GCRODRState(system, self)
+    def seed(self, system: LinearSystem) -> Seed | None:
+        """Return the static space for systems like this one, None without one. Collective."""
+        return seed_space(system, self.static) if self.static else None
+
+    def init(self, system: LinearSystem, seed: Seed | None = None) -> GCRODRState:
+        """Return a fresh state. Collective.
+
+        Parameters
+        ----------
+        system : LinearSystem
+        seed : Seed, optional
+            Its first ``static`` columns are used; computed from this system when left out.
+
+        Raises
+        ------
+        ConfigError
+            When the seed is too small or not of this layout.
+        """
+        if seed is None:
+            seed = self.seed(system)
+        return GCRODRState(
+            system, self, None if seed is None else seed.columns(self.static, system)
+        )
 
     def solve(self, system: LinearSystem, state: GCRODRState) -> tuple[SolveResult, GCRODRState]:
         """Solve one system. Collective."""

@@ -1,0 +1,581 @@
+r"""Conjugate gradients for sequences of symmetric positive definite systems: deflated, recycled.
+
+With ``W = A U``, ``E = U^T A U``, a residual ``r`` orthogonal to U stays so when every direction is
+conjugate to U:
+
+    x += U E^-1 U^T r,  r -= W E^-1 U^T r                           once
+    z = M r,  p = z + beta p - U E^-1 (W^T z)                       in every step
+
+and the iteration behaves as if the modes in span(U) were not there (Saad, Yeung, Erhel,
+Guyomarc'h 2000). U has a static part, computed once (:mod:`.seed`), and a carried part that every
+system renews from its first ``l`` pairs ``(p_j, A p_j)``, which are kept where they are computed:
+the k smallest harmonic Ritz vectors of ``M A`` over ``S = [U P]``,
+
+    F y = theta G y,      G = S^T A S,      F = (A S)^T M (A S).
+
+Nothing of that needs a product of long vectors: G is E and ``diag(p_j^T A p_j)``, and because
+``A p_j = (r_j - r_{j+1}) / alpha_j`` the rest of F follows from the scalars of the iteration,
+
+    P^T A M A P  tridiagonal in rho_j = r_j^T z_j and alpha_j,   W^T M A p_j = (c_j - c_{j+1}) /
+    alpha_j with c_j = W^T z_j.
+
+Departure: ``W^T M W`` would take k applications of the preconditioner. The theta that U's columns
+were chosen by stand in for it, ``(E Theta + Theta E) / 2``, none below a tenth of the largest so
+that no column stays for ever. Measured on sequences of unrelated coefficients this needs as many
+iterations as the exact form, or fewer: theta becomes a mean over the sequence.
+
+Cost of an iteration over plain CG: ``4 n k`` flops in two BLAS-2 calls; three reductions in all,
+no orthogonalisation. Cost of a system: k products ``A U``, ``2 n k^2`` flops for E and ``2 n k (k +
+l)`` for the new U. Preconditioner applications: one per iteration. Memory: ``2 n (k + l)`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import field
+from math import isfinite, sqrt
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from annotated_types import Gt, Lt
+from pydantic import NonNegativeInt, PositiveInt
+from scipy.linalg import blas, lapack
+
+from simlab.core.errors import ConfigError
+from simlab.core.reports import Reason
+from simlab.linalg.blocks import (
+    Block,
+    FixedImages,
+    Reducer,
+    apply_operator,
+    subtract,
+    transform,
+)
+from simlab.linalg.gate import Gate
+from simlab.linalg.krylov import needs_entries, preconditioner_options
+from simlab.linalg.ksp import KSPState, Stopwatch
+from simlab.linalg.options import merged
+from simlab.linalg.seed import Seed, seed_space
+from simlab.linalg.system import LinearSystem, SolveResult, solvers
+
+if TYPE_CHECKING:
+    from petsc4py import PETSc as PETScTypes
+
+__all__ = ["DeflatedCG", "DeflatedCGState"]
+
+_DEPENDENT = 1e-10  # pivot of E, scaled to a unit diagonal, below which a column is dropped
+_NEGLIGIBLE = 1e-12  # eigenvalue of G, scaled likewise, below which a direction is dropped
+_THETA_FLOOR = 0.1  # of the largest
+_N_RESTARTS = 3
+_CHECK_EVERY = 50  # iterations between two looks at U^T r
+_DRIFT = 1e-3  # share of the residual in span(U), in the energy norm, that is projected out again
+_DIVERGED = 1e5
+
+
+@solvers.register("deflated_cg")
+class DeflatedCG:
+    """Conjugate gradients that remember directions from system to system.
+
+    Attributes
+    ----------
+    preconditioner : str
+        PC type, as for ``krylov``; must be symmetric positive definite.
+    rtol : float
+        Tolerance for the true residual relative to ``||b||``.
+    max_iterations : int
+    static : int
+        Vectors of the static space: the lowest eigenvectors of a reference operator.
+    carried : int
+        Vectors renewed from the solves themselves. Worth raising with the number of small outlying
+        eigenvalues of the preconditioned matrix.
+    harvest : int
+        Leading directions of a solve that the carried part is renewed from.
+    gate : bool
+        Solve a system without the carried part now and then, and stop carrying when that is as
+        cheap (:mod:`.gate`).
+    history : bool
+        Keep residual norms in the report.
+    options : dict
+        More PETSc options for the preconditioner.
+    prefix : str
+        PETSc options prefix.
+    """
+
+    preconditioner: str = "icc"
+    rtol: Annotated[float, Gt(0), Lt(1)] = 1e-8
+    max_iterations: PositiveInt = 10_000
+    static: NonNegativeInt = 0
+    carried: NonNegativeInt = 20
+    harvest: PositiveInt = 30
+    gate: bool = True
+    history: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    prefix: str = ""
+
+    @property
+    def wants_order(self) -> bool:
+        """Whether neighbours in the sequence should resemble each other."""
+        return self.carried > 0
+
+    def suits(self, system: LinearSystem) -> bool:
+        """Whether the matrix is SPD and has the entries that preconditioner and seed need."""
+        takes_entries = self.static > 0 or needs_entries(self.preconditioner)
+        return system.traits.spd and not (system.traits.matrix_free and takes_entries)
+
+    def seed(self, system: LinearSystem) -> Seed | None:
+        """Return the static space for systems like this one, None without one. Collective."""
+        return seed_space(system, self.static) if self.static else None
+
+    def init(self, system: LinearSystem, seed: Seed | None = None) -> DeflatedCGState:
+        """Return a fresh state. Collective.
+
+        Parameters
+        ----------
+        system : LinearSystem
+        seed : Seed, optional
+            Its first ``static`` columns are used; computed from this system when left out.
+
+        Raises
+        ------
+        ConfigError
+            When the preconditioner needs entries of a matrix that has none, or the seed is not of
+            this layout or too small.
+        """
+        if system.traits.matrix_free and needs_entries(self.preconditioner):
+            raise ConfigError(
+                f"solver deflated_cg: preconditioner {self.preconditioner!r} needs the matrix's "
+                'entries, and this family is matrix-free; set solver.preconditioner = "jacobi"'
+            )
+        if seed is None:
+            seed = self.seed(system)
+        static = None if seed is None else seed.columns(self.static, system)
+        return DeflatedCGState(system, self, static)
+
+    def solve(
+        self, system: LinearSystem, state: DeflatedCGState
+    ) -> tuple[SolveResult, DeflatedCGState]:
+        """Solve one system. Collective."""
+        return state.solve(system, self.rtol, self.max_iterations), state
+
+
+class DeflatedCGState(KSPState):
+    """Preconditioner, directions, and what is handed on. Collective.
+
+    Parameters
+    ----------
+    system : LinearSystem
+        Any system of the sequence.
+    settings : DeflatedCG
+    static : ndarray, shape (local rows, k_s), optional
+        The static space; none when left out.
+
+    Attributes
+    ----------
+    static, carried : ndarray, shape (local rows, k_s) and (local rows, k_c)
+        What the next system starts with.
+    theta : ndarray, shape (k_c,)
+        Harmonic Ritz values of ``M A`` that the carried columns were chosen by.
+    captured : float
+        ``||W E^-1 U^T b|| / ||b||`` of the last system: what the recycled space took care of.
+    events : list of str
+        Columns dropped, restarts, projections repeated, no longer carried: one line each.
+    """
+
+    def __init__(
+        self, system: LinearSystem, settings: DeflatedCG, static: np.ndarray | None = None
+    ) -> None:
+        words = {"ksp_type": "preonly", **preconditioner_options(settings.preconditioner, system)}
+        super().__init__(system, merged(words, settings.options), prefix=settings.prefix)
+        self._settings = settings
+        self._reduce = Reducer(system.A.comm)
+        rows = system.b.getLocalSize()
+        self.static = np.zeros((rows, 0)) if static is None else static
+        self.carried = np.zeros((rows, 0), order="F")
+        self.theta = np.zeros(0)
+        self.captured = 0.0
+        self.events: list[str] = []
+        self._k_max = settings.static + settings.carried
+        width = self._k_max + 1 + (settings.harvest if settings.carried else 0)
+        self._D = Block(system.b, width)  # [U | P], U ends at column k_max
+        self._Q = Block(system.b, width)  # [A U | A P]
+        self._work = Block(system.b, 2)  # r and z = M r
+        self._k, self._n_carried = 0, 0
+        self._E = self._E_inverse = np.zeros((0, 0))
+        self._theta_in_use = self.theta
+        self._null_space: PETScTypes.NullSpace | None = None
+        self._images = FixedImages()
+        self._installed: tuple[tuple[int, int], np.ndarray] | None = None
+        self._gate = Gate(self._reduce) if settings.gate and settings.carried else None
+        self._has_solved = False
+
+    @property
+    def name(self) -> str:
+        """The solver in one line: ``deflated_cg(0+20)+icc``."""
+        s = self._settings
+        return f"deflated_cg({s.static}+{s.carried})+{super().name}"
+
+    def destroy(self) -> None:
+        """Free PETSc objects. Collective."""
+        for block in (self._D, self._Q, self._work):
+            block.destroy()
+        super().destroy()
+
+    def forget(self) -> None:
+        """Drop the carried part; the next system starts from the static space alone."""
+        self.carried, self.theta = self.carried[:, :0], self.theta[:0]
+
+    def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``U, W`` with ``A U = W`` for the last system: local rows, views."""
+        part = slice(self._k_max - self._k, self._k_max)
+        return self._D.array[:, part], self._Q.array[:, part]
+
+    def _install(self, system: LinearSystem, done: Any) -> None:
+        """Make ``W = A U`` and ``E`` for this system's matrix. Collective."""
+        space = system.A.getNullSpace()
+        self._null_space = space if space.handle else None
+        if (
+            self._installed is not None
+            and self._installed[0] == system.version
+            and self._installed[1] is self.carried
+        ):
+            return
+        n_static, n_carried = self.static.shape[1], self.carried.shape[1]
+        k = n_static + n_carried
+        self._k, self._n_carried = k, n_carried
+        U, W = self.deflated_pair()
+        U[:, :n_static], U[:, n_static:] = self.static, self.carried
+        middle = self._k_max - n_carried
+        done.operator_applies += n_carried
+        done.operator_applies += self._images.combine(
+            system, self._D, self._Q, middle - n_static, middle
+        )
+        apply_operator(system.A, self._D, self._Q, middle, self._k_max)
+        gram = self._reduce.gram(U, W)
+        kept, self._E_inverse = self._reduce.from_root(_inverse, gram)
+        if len(kept) < k:
+            self.events.append(
+                f"system {system.index}: {k - len(kept)} of {k} recycled vectors dropped"
+            )
+            self._k = len(kept)
+            for block in (self._D, self._Q):
+                old = block.array[:, self._k_max - k : self._k_max]
+                block.array[:, self._k_max - self._k : self._k_max] = old[:, kept]
+        self._n_carried = int(np.sum(kept >= n_static))
+        self._E = gram[np.ix_(kept, kept)]
+        largest = self.theta.max(initial=0.0) or 1.0
+        known = self.theta if len(self.theta) == n_carried else np.full(n_carried, largest)
+        known = np.maximum(known, _THETA_FLOOR * largest)
+        self._theta_in_use = known[kept[kept >= n_static] - n_static]
+        self._installed = system.version, self.carried
+
+    def _deflate(self, r: np.ndarray, x: np.ndarray) -> None:
+        """Make the residual orthogonal to U. Collective."""
+        U, W = self.deflated_pair()
+        for _ in range(2 if self._k else 0):
+            d = self._E_inverse @ self._reduce.sum(U.T @ r)
+            subtract(x, U, -d)
+            subtract(r, W, d)
+
+    def _iterate(
+        self,
+        system: LinearSystem,
+        rtol: float,
+        max_iterations: int,
+        size: float,
+        done: Any,
+        history: list[float],
+        watch: Stopwatch,
+    ) -> None:
+        """Iterate until the true residual meets the tolerance."""
+        s = self._settings
+        kept = self.carried, self.theta
+        gate = self._gate if self._has_solved else None
+        renews = s.carried > 0 and (gate is None or gate.admits())
+        if not renews:
+            self.forget()
+        self._install(system, done)
+        watch.lap("recycle")
+        self.x.set(0.0)
+        r = self._work.array[:, 0]
+        r[...] = system.b.getArray(readonly=True)
+        self.captured = self._start(r) / size
+        norms: list[float] = []
+        log = _Log(s.harvest if renews else 0, self._k)
+        ended: Reason | None = None
+        for restart in range(1 + _N_RESTARTS):
+            if restart and not self._mend(system, ended):
+                break
+            taken = _Log(0, self._k) if restart else log
+            with self.x as x:
+                if restart:
+                    self._deflate(r, x)
+                ended = self._recur(system, x, rtol * size, max_iterations, done, taken, norms)
+            self._true_residual(system, r, done, size)
+            watch.lap("solve")
+            if done.relres <= rtol:
+                ended = Reason.CONVERGED
+                break
+            if ended is Reason.ITERATION_LIMIT:
+                break
+        done.reason = Reason.STAGNATED if ended is None else ended
+        if ended is Reason.NON_FINITE:
+            done.reason = Reason.BREAKDOWN
+        if not isfinite(done.relres):
+            self._fail(done, Reason.BREAKDOWN, "values that are not finite")
+        if s.history:
+            history += [value / size for value in norms]
+        if done.reason is Reason.CONVERGED and log.n_pairs and log.k == self._k:
+            self._renew(log)
+        watch.lap("recycle")
+        self._has_solved = True
+        if gate is not None and gate.is_open:
+            said = gate.book(self.captured)
+            done.note = "; ".join(filter(None, (done.note, said)))
+            if not renews and gate.is_open:  # a control leaves what is carried to the next system
+                self.carried, self.theta = kept
+            if not gate.is_open:
+                self.forget()
+                self.events.append(gate.reason)
+
+    def _start(self, r: np.ndarray) -> float:
+        """Deflate the right-hand side; return the length of what that took out. Collective."""
+        before = r.copy()
+        with self.x as x:
+            self._deflate(r, x)
+        before -= r
+        return sqrt(float(self._reduce.sum(np.array([before @ before]))[0]))
+
+    def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
+        """Write ``b - A x`` to ``r``; start from zero where x is lost. Collective."""
+        system.A.mult(self.x, self._r)
+        self._r.aypx(-1.0, system.b)
+        done.operator_applies += 1
+        done.relres = self._r.norm() / size
+        if not isfinite(done.relres):
+            self.x.set(0.0)
+        r[...] = (system.b if not isfinite(done.relres) else self._r).getArray(readonly=True)
+
+    def _mend(self, system: LinearSystem, ended: Reason | None) -> bool:
+        """Prepare another attempt, and say whether there is any point in one."""
+        where = f"system {system.index}"
+        if ended is None:
+            self.events.append(f"{where}: restarted, the recurrence's residual had drifted")
+            return True
+        if not self._k:
+            return False
+        self.events.append(f"{where}: {ended.text}, recycled space dropped")
+        self.forget()
+        self._k, self._n_carried, self._installed = 0, 0, None
+        return True
+
+    def _recur(
+        self,
+        system: LinearSystem,
+        x: np.ndarray,
+        goal: float,
+        max_iterations: int,
+        done: Any,
+        log: _Log,
+        norms: list[float],
+    ) -> Reason | None:
+        """Iterate until the recurrence's residual reaches the goal; None says it did. Collective.
+
+        ``r`` in the work block and ``x`` are kept up to date.
+        """
+        A, pc, total = system.A, self.ksp.getPC(), self._reduce.sum
+        r, z = self._work.array[:, 0], self._work.array[:, 1]
+        U, W = self.deflated_pair()
+        k, keeps_history = self._k, self._settings.history
+        last = self._D.array.shape[1] - 1  # its directions are not kept
+        column = last - log.capacity
+        products = np.empty(k + 1)
+        rho = 0.0
+        norm = start = sqrt(float(total(np.array([blas.ddot(r, r)]))[0]))
+        n_since_check = 0
+        while not norm <= goal:
+            if not isfinite(norm):
+                return Reason.NON_FINITE
+            if norm > _DIVERGED * start:
+                return Reason.DIVERGED
+            if done.iterations >= max_iterations:
+                return Reason.ITERATION_LIMIT
+            if n_since_check == _CHECK_EVERY and k:
+                n_since_check = 0
+                self._project_again(system, r, x, rho)
+            pc.apply(self._work.touch(0), self._work.vecs[1])
+            done.pc_applies += 1
+            if self._null_space is not None:
+                self._null_space.remove(self._work.touch(1))
+            np.matmul(W.T, z, out=products[:k])
+            products[k] = blas.ddot(r, z)
+            reduced = total(products)
+            rho, old_rho = float(reduced[k]), rho
+            log.take_products(reduced[:k], rho)
+            if not rho > 0:
+                return Reason.BREAKDOWN if isfinite(rho) else Reason.NON_FINITE
+            p = self._D.array[:, column]
+            if old_rho:
+                if column < last:
+                    column += 1
+                    self._D.array[:, column] = z
+                    p = blas.daxpy(p, self._D.array[:, column], a=rho / old_rho)
+                else:
+                    p *= rho / old_rho
+                    blas.daxpy(z, p)
+            else:
+                p[...] = z
+            if k:
+                subtract(p, U, self._E_inverse @ reduced[:k])
+            A.mult(self._D.touch(column), self._Q.vecs[column])
+            done.operator_applies += 1
+            done.iterations += 1
+            n_since_check += 1
+            q = self._Q.array[:, column]
+            energy = float(total(np.array([blas.ddot(p, q)]))[0])
+            if not energy > 0:
+                return Reason.BREAKDOWN if isfinite(energy) else Reason.NON_FINITE
+            alpha = rho / energy
+            log.take_step(alpha, energy)
+            blas.daxpy(p, x, a=alpha)
+            blas.daxpy(q, r, a=-alpha)
+            norm = sqrt(float(total(np.array([blas.ddot(r, r)]))[0]))
+            if keeps_history:
+                norms.append(norm)
+        return None
+
+    def _project_again(
+        self, system: LinearSystem, r: np.ndarray, x: np.ndarray, rho: float
+    ) -> None:
+        """Take out what rounding has brought back into span(U). Collective."""
+        U = self.deflated_pair()[0]
+        u = self._reduce.sum(U.T @ r)
+        if float(u @ self._E_inverse @ u) > _DRIFT**2 * rho:
+            self._deflate(r, x)
+            self.events.append(f"system {system.index}: projected again after drift")
+
+    def _renew(self, log: _Log) -> None:
+        """Choose the carried part from U's and the directions kept. Collective."""
+        n, m = self._n_carried, log.n_pairs
+        E = self._E[self._k - n :, self._k - n :]
+        chosen = self._reduce.from_root(
+            _lowest, E, self._theta_in_use, *log.pencil(n), self._settings.carried
+        )
+        if chosen is None:
+            return
+        Y, self.theta = chosen
+        S = self._D.array[:, self._k_max - n : self._k_max + m]
+        self.carried = np.empty((len(S), Y.shape[1]), order="F")
+        transform(S, Y, self.carried)
+
+
+class _Log:
+    """Scalars of the first steps of one solve, and the projected operators that follow from them.
+
+    Parameters
+    ----------
+    capacity : int
+        Directions that are kept.
+    k : int
+        Columns of U.
+    """
+
+    def __init__(self, capacity: int, k: int) -> None:
+        self.capacity = capacity
+        self._alpha: list[float] = []
+        self._energy: list[float] = []
+        self._rho: list[float] = []
+        self._products: list[np.ndarray] = []
+        self.k = k
+
+    def take_products(self, c: Sequence[float] | np.ndarray, rho: float) -> None:
+        """Keep ``c = W^T z`` and ``rho = r^T z``."""
+        if len(self._rho) <= self.capacity:
+            self._rho.append(rho)
+            self._products.append(np.array(c))
+
+    def take_step(self, alpha: float, energy: float) -> None:
+        """Keep step length and ``p^T A p``."""
+        if len(self._alpha) < self.capacity:
+            self._alpha.append(alpha)
+            self._energy.append(energy)
+
+    @property
+    def n_pairs(self) -> int:
+        """Directions of which everything is known; the last one's next residual may not be."""
+        return max(0, min(len(self._alpha), len(self._rho) - 1))
+
+    def pencil(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ``diag(P^T A P)``, ``P^T A M A P`` and ``W^T M A P`` for U's last n columns."""
+        m = self.n_pairs
+        alpha, rho = np.array(self._alpha[:m]), np.array(self._rho[: m + 1])
+        inner = np.diag((rho[:-1] + rho[1:]) / alpha**2)
+        beside = np.arange(m - 1)
+        inner[beside, beside + 1] = inner[beside + 1, beside] = -rho[1:-1] / (
+            alpha[:-1] * alpha[1:]
+        )
+        c = np.array(self._products[: m + 1])[:, self.k - n :].T
+        return np.array(self._energy[:m]), inner, (c[:, :-1] - c[:, 1:]) / alpha
+
+
+def _inverse(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns to keep of a Gram matrix, in order, and the inverse over them."""
+    length = np.sqrt(np.maximum(np.diag(gram), 0.0))
+    sound = np.flatnonzero(np.isfinite(length) & (length > 0))
+    scaled = gram[np.ix_(sound, sound)] / np.outer(length[sound], length[sound])
+    sound = sound[np.isfinite(scaled).all(axis=1)] if not np.isfinite(scaled).all() else sound
+    if not len(sound):
+        return sound, np.zeros((0, 0))
+    scaled = gram[np.ix_(sound, sound)] / np.outer(length[sound], length[sound])
+    _, pivots, rank, _ = lapack.dpstrf(0.5 * (scaled + scaled.T), tol=_DEPENDENT)
+    chosen = np.sort(pivots[:rank] - 1)
+    kept = sound[chosen]
+    factor, info = lapack.dpotrf(scaled[np.ix_(chosen, chosen)], lower=0, clean=1)
+    if info:
+        return kept[:0], np.zeros((0, 0))
+    half = lapack.dtrtri(factor, lower=0)[0] / length[kept, None]
+    return kept, half @ half.T
+
+
+def _lowest(
+    E: np.ndarray,
+    theta: np.ndarray,
+    energy: np.ndarray,
+    inner: np.ndarray,
+    mixed: np.ndarray,
+    k: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k smallest harmonic Ritz vectors over ``[U P]`` and their values.
+
+    Parameters
+    ----------
+    E, theta : ndarray, shape (n, n) and (n,)
+        ``U^T A U`` and the values that stand in for ``W^T M W``.
+    energy, inner, mixed : ndarray, shape (m,), (m, m) and (n, m)
+        Of :meth:`_Log.pencil`.
+    k : int
+
+    Returns
+    -------
+    Y : ndarray, shape (n + m, k'), k' <= k
+        Columns of unit length in the energy norm.
+    theta : ndarray, shape (k',)
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        For values that are not finite.
+    """
+    n, m = mixed.shape
+    G, F = np.zeros((n + m, n + m)), np.zeros((n + m, n + m))
+    G[:n, :n], G[n:, n:] = 0.5 * (E + E.T), np.diag(energy)
+    F[:n, :n] = 0.5 * (G[:n, :n] * theta + theta[:, None] * G[:n, :n])
+    F[:n, n:], F[n:, :n], F[n:, n:] = mixed, mixed.T, inner
+    scale = 1.0 / np.sqrt(np.diag(G))
+    G, F = scale[:, None] * G * scale, scale[:, None] * F * scale
+    if not (np.isfinite(G).all() and np.isfinite(F).all()):
+        raise np.linalg.LinAlgError("not finite")
+    size, axes = np.linalg.eigh(G)
+    kept = size > _NEGLIGIBLE * size[-1]
+    half = axes[:, kept] / np.sqrt(size[kept])
+    values, vectors = np.linalg.eigh(half.T @ F @ half)
+    return scale[:, None] * (half @ vectors[:, :k]), values[:k]
