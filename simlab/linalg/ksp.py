@@ -152,7 +152,7 @@ class KSPState:
         if self.ksp.getType() in _RESIDUAL_NORM_METHODS and norm_is_free:
             self.ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
         if keep_history:
-            self.ksp.setConvergenceHistory()
+            self.ksp.setConvergenceHistory(reset=True)
 
     @property
     def name(self) -> str:
