@@ -115,6 +115,8 @@ class Contest:
     too_slow : float
         CPU seconds; a contestant whose first turn took longer is left out afterwards, so that its
         first time is its only one.
+    budget : float
+        CPU seconds; a contestant that has used more is left out afterwards.
 
     Attributes
     ----------
@@ -125,10 +127,13 @@ class Contest:
     """
 
     def __init__(
-        self, contestants: Mapping[str, Callable[[Any], Any]], too_slow: float = np.inf
+        self,
+        contestants: Mapping[str, Callable[[Any], Any]],
+        too_slow: float = np.inf,
+        budget: float = np.inf,
     ) -> None:
         self._contestants = dict(contestants)
-        self._too_slow = too_slow
+        self._too_slow, self._budget = too_slow, budget
         self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
         self.answers: dict[str, list[Any]] = {name: [] for name in contestants}
 
@@ -138,7 +143,7 @@ class Contest:
             names = [
                 name
                 for name, seconds in self.seconds.items()
-                if not seconds or seconds[0] <= self._too_slow
+                if not seconds or (seconds[0] <= self._too_slow and sum(seconds) <= self._budget)
             ]
             for name in names if turn % 2 == 0 else reversed(names):
                 start = time.process_time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from simlab.core import comm
+from simlab.core.errors import ConfigError
 
 __all__ = ["add_to"]
 
@@ -23,6 +25,19 @@ def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which table; none: list them.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, a minute or so.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    family: Annotated[
+        str | None, typer.Option("--family", help="skr: only this family, or that of a case file.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="skr: about how many unknowns.")] = None,
+    pc: Annotated[
+        str | None, typer.Option("--pc", help="skr: preconditioner: ilu, asm64, none...")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="skr: systems per table.")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="skr: draw figures into this folder.")
+    ] = None,
 ) -> int:
     """Measure and print one table: every contestant, losing ones too, side by side."""
     from simlab.bench import runner
@@ -32,9 +47,13 @@ def bench(
             typer.echo(f"{known:16}  {line}")
         return 0
     module = runner.bench_module(name)
+    options = {"family": family, "n": n, "pc": pc, "samples": samples, "figures": figures}
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() - inspect.signature(module.run).parameters.keys():
+        raise ConfigError(f"bench {name} has no option --{key}")
     if "OMP_NUM_THREADS" not in os.environ and not comm.launched_by_mpi():
         _restart_with_one_thread()
-    result = module.run(quick=quick)
+    result = module.run(quick=quick, **given)
     if json is not None:
         runner.save(result, json)
         typer.echo(f"written: {json}")

@@ -1,0 +1,106 @@
+"""Recycling on 1, 2 and 4 ranks, and two chains on two ranks: runs ``_skr_ranks`` under mpirun.
+
+Rows: mean iterations per system, their largest deviation from one rank's, and the largest
+distance ``||x - x_1|| / ||x_1||`` of a solution from one rank's. The preconditioner is Jacobi,
+which does not depend on the number of ranks. Chains: wall seconds of the slower rank's whole walk
+with ILU, medians of alternating runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simlab.core import environment
+from simlab.pipeline.online import launch_environment
+
+__all__ = ["COLUMNS", "NotMeasured", "chains", "together"]
+
+COLUMNS = ("family", "n", "ranks", "iterations", "iterations_off", "solution_off", "wall_s")
+
+
+class NotMeasured(Exception):
+    """No process launcher, or it failed; says why."""
+
+
+def together(n: int, n_samples: int, ranks: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
+    """Solve the same systems of C1 on different numbers of ranks.
+
+    Raises
+    ------
+    NotMeasured
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in ranks:
+            path = Path(folder) / f"{size}.npy"
+            words = ["together", "--n", n, "--samples", n_samples, "--solutions", path]
+            its = np.array(_launched(size, *words)["iterations"])
+            x = np.load(path).reshape(n_samples, -1)
+            if size == ranks[0]:
+                first_its, first_x = its, x
+            distance = np.linalg.norm(x - first_x, axis=1) / np.linalg.norm(first_x, axis=1)
+            rows.append(
+                {
+                    "family": "C1",
+                    "n": x.shape[1],
+                    "ranks": size,
+                    "iterations": float(its.mean()),
+                    "iterations_off": float(np.abs(its / first_its - 1.0).max()),
+                    "solution_off": float(distance.max()),
+                }
+            )
+    return rows
+
+
+def chains(n: int, n_samples: int, repeats: int) -> list[dict[str, Any]]:
+    """Walk one chain on one rank, then two on two; the last row's ``wall_s`` over the first's.
+
+    Raises
+    ------
+    NotMeasured
+    """
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    iterations = {}
+    for turn in range(repeats):
+        for size in (1, 2) if turn % 2 == 0 else (2, 1):
+            found = _launched(size, "chains", "--n", n, "--samples", n_samples)
+            seconds[size].append(found["seconds"])
+            iterations[size] = float(np.mean(found["iterations"]))
+    return [
+        {
+            "family": "C1, one chain per rank",
+            "n": n,
+            "ranks": size,
+            "iterations": iterations[size],
+            "wall_s": float(np.median(seconds[size])),
+        }
+        for size in (1, 2)
+    ]
+
+
+def _launched(n_ranks: int, *words: Any) -> dict[str, Any]:
+    launcher = environment.read("SIMLAB_MPIRUN", "mpirun").split()
+    if shutil.which(launcher[0]) is None:
+        raise NotMeasured(f"no process launcher {launcher[0]!r}")
+    command = [*launcher, "-n", str(n_ranks), sys.executable, "-m", "simlab.bench._skr_ranks"]
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        env=launch_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "---" not in line]
+        said = " ".join(" ".join(lines).split())[:300] or "no message"
+        raise NotMeasured(f"{launcher[0]}: {said}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
