@@ -49,7 +49,6 @@ from simlab.linalg.blocks import (
     Reducer,
     apply_operator,
     subtract,
-    transform,
 )
 from simlab.linalg.gate import Gate
 from simlab.linalg.krylov import needs_entries, preconditioner_options
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["DeflatedCG", "DeflatedCGState"]
 
 _DEPENDENT = 1e-10  # pivot of E, scaled to a unit diagonal, below which a column is dropped
-_NEGLIGIBLE = 1e-12  # eigenvalue of G, scaled likewise, below which a direction is dropped
 _THETA_FLOOR = 0.1  # of the largest
 _N_RESTARTS = 3
 _CHECK_EVERY = 50  # iterations between two looks at U^T r
@@ -262,6 +260,7 @@ class DeflatedCGState(KSPState):
                 block.array[:, self._k_max - self._k : self._k_max] = old[:, kept]
         self._n_carried = int(np.sum(kept >= n_static))
         self._E = gram[np.ix_(kept, kept)]
+        self._E = 0.5 * (self._E + self._E.T)
         largest = self.theta.max(initial=0.0) or 1.0
         known = self.theta if len(self.theta) == n_carried else np.full(n_carried, largest)
         known = np.maximum(known, _THETA_FLOOR * largest)
@@ -390,7 +389,7 @@ class DeflatedCGState(KSPState):
         column = last - log.capacity
         products = np.empty(k + 1)
         rho = 0.0
-        norm = start = sqrt(float(total(np.array([blas.ddot(r, r)]))[0]))
+        norm = start = sqrt(float(total(np.array([r @ r]))[0]))
         n_since_check = 0
         while not norm <= goal:
             if not isfinite(norm):
@@ -407,7 +406,7 @@ class DeflatedCGState(KSPState):
             if self._null_space is not None:
                 self._null_space.remove(self._work.touch(1))
             np.matmul(W.T, z, out=products[:k])
-            products[k] = blas.ddot(r, z)
+            products[k] = r @ z
             reduced = total(products)
             rho, old_rho = float(reduced[k]), rho
             log.take_products(reduced[:k], rho)
@@ -418,10 +417,11 @@ class DeflatedCGState(KSPState):
                 if column < last:
                     column += 1
                     self._D.array[:, column] = z
-                    p = blas.daxpy(p, self._D.array[:, column], a=rho / old_rho)
+                    _add(rho / old_rho, p, self._D.array[:, column])
+                    p = self._D.array[:, column]
                 else:
                     p *= rho / old_rho
-                    blas.daxpy(z, p)
+                    p += z
             else:
                 p[...] = z
             if k:
@@ -431,14 +431,14 @@ class DeflatedCGState(KSPState):
             done.iterations += 1
             n_since_check += 1
             q = self._Q.array[:, column]
-            energy = float(total(np.array([blas.ddot(p, q)]))[0])
+            energy = float(total(np.array([p @ q]))[0])
             if not energy > 0:
                 return Reason.BREAKDOWN if isfinite(energy) else Reason.NON_FINITE
             alpha = rho / energy
             log.take_step(alpha, energy)
-            blas.daxpy(p, x, a=alpha)
-            blas.daxpy(q, r, a=-alpha)
-            norm = sqrt(float(total(np.array([blas.ddot(r, r)]))[0]))
+            _add(alpha, p, x)
+            _add(-alpha, q, r)
+            norm = sqrt(float(total(np.array([r @ r]))[0]))
             if keeps_history:
                 norms.append(norm)
         return None
@@ -465,7 +465,7 @@ class DeflatedCGState(KSPState):
         Y, self.theta = chosen
         S = self._D.array[:, self._k_max - n : self._k_max + m]
         self.carried = np.empty((len(S), Y.shape[1]), order="F")
-        transform(S, Y, self.carried)
+        np.matmul(Y.T, S.T, out=self.carried.T)
 
 
 class _Log:
@@ -517,6 +517,12 @@ class _Log:
         return np.array(self._energy[:m]), inner, (c[:, :-1] - c[:, 1:]) / alpha
 
 
+def _add(a: float, x: np.ndarray, y: np.ndarray) -> None:
+    """Do ``y += a x`` in one pass; BLAS refuses ranks without rows."""
+    if x.size:
+        blas.daxpy(x, y, a=a)
+
+
 def _inverse(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the columns to keep of a Gram matrix, in order, and the inverse over them."""
     length = np.sqrt(np.maximum(np.diag(gram), 0.0))
@@ -566,16 +572,16 @@ def _lowest(
         For values that are not finite.
     """
     n, m = mixed.shape
-    G, F = np.zeros((n + m, n + m)), np.zeros((n + m, n + m))
-    G[:n, :n], G[n:, n:] = 0.5 * (E + E.T), np.diag(energy)
-    F[:n, :n] = 0.5 * (G[:n, :n] * theta + theta[:, None] * G[:n, :n])
+    F, half = np.zeros((n + m, n + m)), np.zeros((n + m, n + m))  # half^T G half = 1
+    F[:n, :n] = 0.5 * (E * theta + theta[:, None] * E)
     F[:n, n:], F[n:, :n], F[n:, n:] = mixed, mixed.T, inner
-    scale = 1.0 / np.sqrt(np.diag(G))
-    G, F = scale[:, None] * G * scale, scale[:, None] * F * scale
-    if not (np.isfinite(G).all() and np.isfinite(F).all()):
+    if n:
+        length = np.sqrt(np.diag(E))
+        factor = np.linalg.cholesky(E / np.outer(length, length)).T
+        half[:n, :n] = lapack.dtrtri(factor, lower=0)[0] / length[:, None]
+    half[n:, n:] = np.diag(1.0 / np.sqrt(energy))
+    projected = half.T @ F @ half
+    if not np.isfinite(projected).all():
         raise np.linalg.LinAlgError("not finite")
-    size, axes = np.linalg.eigh(G)
-    kept = size > _NEGLIGIBLE * size[-1]
-    half = axes[:, kept] / np.sqrt(size[kept])
-    values, vectors = np.linalg.eigh(half.T @ F @ half)
-    return scale[:, None] * (half @ vectors[:, :k]), values[:k]
+    values, vectors = np.linalg.eigh(projected)
+    return half @ vectors[:, :k], values[:k]
