@@ -60,7 +60,7 @@ def _square(n: int) -> dict[str, Any]:
 
 
 def _slotted_plate(n: int) -> dict[str, Any]:
-    mesh = {"kind": "slotted_plate", "size": (7.02 / n) ** 0.5}
+    mesh = {"kind": "slotted_plate", "size": min((7.02 / n) ** 0.5, 0.1)}
     data = {"dirichlet": {"left": [0.0, 100.0]}, "neumann": {"right": [-100.0, 0.0]}}
     return {"kind": "poisson", "mesh": mesh, "degree": 2, **data}
 
