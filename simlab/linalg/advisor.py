@@ -1,16 +1,21 @@
 """``kind = "auto"``: traits name the candidates, a pilot on the first systems decides.
 
     1. traits, size and ranks -> a list of solvers that may win (:func:`candidates`)
-    2. every candidate solves each of the first three systems; the quickest right answer is returned
+    2. every candidate solves each of the first systems; the quickest right answer is returned
     3. the candidate with the least CPU time after its first system (set-up, ordering and trials of
        its own are paid once) solves the rest; the others are freed
     4. where the winner fails later, the next best solves that system, and takes over when the
        winner keeps failing
 
-A candidate far behind in its first solve drops out at once. There is no pilot where there is
-nothing to find out: one candidate, a tiny system, or a constant matrix off the grid (factored
-once). Times are the root's, broadcast, so that all ranks of a group decide the same. The reason and
-the table of the pilot go to the log and, through the state, to the manifest.
+A candidate far behind in its first solve drops out at once, later ones have to be closer and
+closer, and the pilot ends when one is left: after two systems as a rule, where one method suits
+best, after six where several are near each other. Solvers that carry something from system to
+system are judged from their third on, when they have something to carry; those that begin with a
+static space pay for it over the systems that are to come, and take part only where these are known
+to be many. There is no pilot where there is nothing to find out: one candidate, a tiny system, or a
+constant matrix off the grid (factored once). Times are the root's, broadcast, so that all ranks of
+a group decide the same. The reason and the table of the pilot go to the log and, through the
+state, to the manifest.
 """
 
 from __future__ import annotations
@@ -26,20 +31,17 @@ from annotated_types import Ge, Gt, Lt
 from simlab.core.config import as_table
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
-from simlab.linalg import petsc as PETSc
-from simlab.linalg.options import user_gave
+from simlab.linalg.candidates import MANY, candidates
 from simlab.linalg.system import LinearSolver, LinearSystem, SolveResult, solvers
 
 __all__ = ["Auto", "AutoState", "adopt", "begun", "candidates", "chosen"]
 
 log = logging.getLogger("simlab.linalg.advisor")
 
-_TINY = 400  # unknowns; below, every solver takes well under a millisecond
-_FACTOR_2D, _FACTOR_3D = 60_000, 12_000  # unknowns up to which one factor per system may win
-_FACTOR_ONCE_2D, _FACTOR_ONCE_3D = 500_000, 50_000  # the same for one factor per campaign
-_ICC_2D = 40_000  # unknowns up to which CG+ICC may beat multigrid in two dimensions
-_FAR_BEHIND_FIRST, _FAR_BEHIND = 6.0, 2.5  # times the quickest, in the first and later rounds
+_FAR_BEHIND = (6.0, 2.5, 1.6, 1.3)  # times the quickest, in the first, second... round
+_SLOW_TO_LEARN = 2  # rounds of one that carries: not held against it
 _TOO_MANY_FAILURES = 3
+_VARIED = ("direct", "kept")  # kinds whose settings tell one candidate from another
 
 
 @solvers.register("auto")
@@ -51,21 +53,27 @@ class Auto:
     rtol : float
         Tolerance for the true residual relative to ``||b||``; given on to the candidates.
     pilot : int
-        Systems the candidates compete on.
+        Systems the candidates compete on, at most.
     candidates : tuple of LinearSolver
         Instead of the built-in choice, e.g. ``["cg_amg", {kind = "direct", package = "mumps"}]``.
     """
 
     rtol: Annotated[float, Gt(0), Lt(1)] = 1e-8
-    pilot: Annotated[int, Ge(2)] = 3
+    pilot: Annotated[int, Ge(2)] = 6
     candidates: tuple[Annotated[Any, solvers.field], ...] = ()
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether any candidate does: always, when they are ours to choose."""
         return not self.candidates or any(item.suits(system) for item in self.candidates)
 
-    def init(self, system: LinearSystem) -> AutoState:
+    def init(self, system: LinearSystem, n_systems: int = 0) -> AutoState:
         """Return a state that is about to choose. Collective.
+
+        Parameters
+        ----------
+        system : LinearSystem
+        n_systems : int
+            How many are to come, 0 when that is not known.
 
         Raises
         ------
@@ -81,66 +89,28 @@ class Auto:
                 raise ConfigError(
                     f"solver auto: none of the candidates {names} can take this system"
                 )
-            return AutoState(wanted, "named in the case")
-        return AutoState(*candidates(system, self.rtol))
+            return AutoState(wanted, "named in the case", n_systems)
+        return AutoState(*candidates(system, self.rtol, n_systems), n_systems)
 
     def solve(self, system: LinearSystem, state: AutoState) -> tuple[SolveResult, AutoState]:
         """Solve one system. Collective."""
         return state.solve(system, self.pilot), state
 
 
-def candidates(system: LinearSystem, rtol: float) -> tuple[list[LinearSolver], str]:
-    """Return the solvers that may be quickest for such systems, likely ones first, and why.
+def begun(solver: LinearSolver, system: LinearSystem, seed: Any = None, n_systems: int = 0) -> Any:
+    """Return a solver's fresh state. Collective.
 
-    A single one means that there is nothing to find out by a pilot.
+    Parameters
+    ----------
+    solver : LinearSolver
+    system : LinearSystem
+    seed : optional
+        The static space, where there is one.
+    n_systems : int
+        How many systems are to come, 0 when that is not known.
     """
-    given = user_gave("ksp_type", "pc_type")
-    if given:
-        method = "cg" if system.traits.spd else "gmres"
-        words = " and ".join(f"-{name}" for name in given)
-        pc = "jacobi" if system.traits.matrix_free else _multigrid()
-        krylov = _make("krylov", rtol, method=method, preconditioner=pc)
-        return [krylov], f"{words} on the command line"
-    traits, n = system.traits, system.A.getSize()[0]
-    grid = traits.grid
-    sort = "SPD" if traits.spd else "symmetric" if traits.symmetric else "nonsymmetric"
-    where = f"{'x'.join(map(str, grid.shape))} grid" if grid else "no grid"
-    about = f"{sort}, n = {n}, {where}" + (", constant matrix" if traits.constant_matrix else "")
-    is_3d = grid is not None and len(grid.shape) == 3
-    limits = (
-        (_FACTOR_ONCE_2D, _FACTOR_ONCE_3D) if traits.constant_matrix else (_FACTOR_2D, _FACTOR_3D)
-    )
-    may_factor = n <= limits[is_3d]
-    fast, direct = _make("fast", rtol), _make("direct", rtol)
-    if traits.matrix_free:
-        methods = ("cg",) if traits.spd else ("gmres", "bcgs")
-        free = [fast] if fast.suits(system) else []
-        free += [_make("krylov", rtol, method=m, preconditioner="jacobi") for m in methods]
-        return free, f"{about}, matrix-free"
-    if n <= _TINY:
-        return [direct], f"{about}: tiny"
-    if traits.constant_matrix and may_factor:
-        if not fast.suits(system):
-            return [direct], f"{about}: factor once"
-        return [direct, fast], about
-    found: list[LinearSolver] = [fast] if fast.suits(system) else []
-    if traits.spd:
-        found.append(_make("cg_amg", rtol) if _has("hypre") else _make("cg_gamg", rtol))
-        if n > 2_000 and _has("hypre"):
-            found.append(_make("cg_gamg", rtol))
-        if is_3d or grid is None or n <= _ICC_2D:
-            found.append(_make("cg_icc", rtol))
-    else:
-        found.append(_make("gmres_ilu", rtol))
-        found.append(_make("krylov", rtol, method="bcgs", preconditioner="ilu"))
-        found.append(_make("krylov", rtol, method="gmres", preconditioner=_multigrid()))
-    if may_factor:
-        found.append(direct)
-    return found, about
-
-
-def begun(solver: LinearSolver, system: LinearSystem, seed: Any = None) -> Any:
-    """Return a solver's fresh state, with a static space when there is one. Collective."""
+    if isinstance(solver, Auto):
+        return solver.init(system, n_systems)
     if seed is None or not callable(getattr(solver, "seed", None)):
         return solver.init(system)
     return solver.init(system, seed=seed)  # type: ignore[call-arg]
@@ -177,8 +147,10 @@ class _Candidate:
     """One contestant of the pilot: settings, state, and what each round gave."""
 
     solver: LinearSolver
+    n_systems: int = 0
     state: Any = None
     seed: Any = None
+    one_off: float = 0.0  # CPU seconds before the first solve
     cpu: list[float] = field(default_factory=list)
     result: SolveResult | None = None
     failed: bool = False
@@ -189,9 +161,21 @@ class _Candidate:
         return not self.verdict
 
     @property
+    def carries(self) -> bool:
+        """Whether it becomes quicker as it goes."""
+        return bool(getattr(self.solver, "wants_order", False))
+
+    @property
+    def share(self) -> float:
+        """A system's share of the one-off cost."""
+        return self.one_off / (self.n_systems or MANY)
+
+    @property
     def cost(self) -> float:
-        """CPU seconds of a system after the first; of the first when there is no other."""
-        return min(self.cpu[1:] or self.cpu or [float("inf")])
+        """CPU seconds of a system later on: its share, and the lower median of what was seen."""
+        late = self.cpu[_SLOW_TO_LEARN:] if self.carries else self.cpu[1:]
+        known = sorted(late or self.cpu[1:] or self.cpu or [float("inf")])
+        return self.share + known[(len(known) - 1) // 2]
 
     @property
     def rank(self) -> tuple[bool, bool, int, float]:
@@ -200,9 +184,15 @@ class _Candidate:
 
     def solve(self, system: LinearSystem) -> SolveResult:
         if self.state is None:
-            self.state = begun(self.solver, system, self.seed)
+            self.begin(system)
         self.result, self.state = self.solver.solve(system, self.state)
         return self.result
+
+    def begin(self, system: LinearSystem) -> None:
+        """Make the state, and a static space when it needs one of its own."""
+        start = time.process_time()
+        self.state = begun(self.solver, system, self.seed)
+        self.one_off = _of_root(system, time.process_time() - start)
 
     def destroy(self) -> None:
         if self.state is not None:
@@ -220,15 +210,16 @@ class AutoState:
     reason : str
         Why, in one line.
     table : list of dict
-        One row per candidate: solver, cpu_ms per round, iterations, true_relres, verdict.
+        One row per candidate: solver, cpu_ms per round, iterations, true_relres, verdict; and
+        once_ms, what it cost before its first solve.
     """
 
-    def __init__(self, wanted: list[LinearSolver], about: str) -> None:
+    def __init__(self, wanted: list[LinearSolver], about: str, n_systems: int = 0) -> None:
         self.choice: LinearSolver | None = None
         self.reason = ""
         self.table: list[dict[str, Any]] = []
         self._about = about
-        self._field = [_Candidate(solver) for solver in wanted]
+        self._field = [_Candidate(solver, n_systems) for solver in wanted]
         self._round = 0
         self._n_failures = 0
 
@@ -258,6 +249,11 @@ class AutoState:
         """Who steps in where the choice fails, the next best first."""
         return tuple(item.solver for item in self._field[1:])
 
+    @property
+    def events(self) -> list[str]:
+        """What the choice has to say of its recycled space."""
+        return list(getattr(self._field[0].state, "events", ()))
+
     def begin_with(self, seed: Any) -> None:
         """Give the first of the field the static space that it begins with."""
         self._field[0].seed = seed
@@ -276,18 +272,21 @@ class AutoState:
         order = alive if self._round % 2 == 0 else alive[::-1]
         seconds: dict[int, float] = {}
         for item in order:
+            if item.state is None:
+                item.begin(system)
             start = time.process_time()
             result = item.solve(system)
             if result.report.reason is Reason.NON_FINITE:
                 return result
-            seconds[id(item)] = _of_root(system, time.process_time() - start)
+            seconds[id(item)] = _of_root(system, time.process_time() - start) + item.share
         right = [item for item in order if item.result and item.result.report.converged]
         if not right:
             return result
         best = min(right, key=lambda item: seconds[id(item)])
-        behind = _FAR_BEHIND_FIRST if self._round == 0 else _FAR_BEHIND
         for item in order:
-            item.cpu.append(seconds[id(item)])
+            item.cpu.append(seconds[id(item)] - item.share)
+            patient = item.carries and self._round < _SLOW_TO_LEARN
+            behind = _FAR_BEHIND[0 if patient else min(self._round, len(_FAR_BEHIND) - 1)]
             slower = seconds[id(item)] / max(seconds[id(best)], 1e-9)
             item.failed = item not in right
             if item.failed and item.result:
@@ -304,6 +303,7 @@ class AutoState:
                 {
                     "solver": _title(item.solver),
                     "settings": as_table(item.solver),
+                    "once_ms": round(1e3 * item.one_off, 3),
                     "cpu_ms": [round(1e3 * seconds, 3) for seconds in item.cpu],
                     "iterations": report.iterations if report else None,
                     "true_relres": report.true_relres if report else None,
@@ -362,21 +362,14 @@ def _of_root(system: LinearSystem, seconds: float) -> float:
     return float(system.A.comm.tompi4py().bcast(seconds))
 
 
-def _make(kind: str, rtol: float, **settings: Any) -> LinearSolver:
-    return solvers.build({"kind": kind, "rtol": rtol, **settings})
-
-
 def _title(solver: LinearSolver) -> str:
     """Return a solver in a few words: its kind and what tells it from its siblings."""
+    table = as_table(solver)
     if solver.kind == "krylov":
-        return "{method}+{preconditioner}".format_map(as_table(solver))
-    package = getattr(solver, "package", "auto")
-    return solver.kind if package == "auto" else f"{solver.kind}({package})"
-
-
-def _has(package: str) -> bool:
-    return bool(PETSc.Sys.hasExternalPackage(package))
-
-
-def _multigrid() -> str:
-    return "hypre" if _has("hypre") else "gamg"
+        return "{method}+{preconditioner}".format_map(table)
+    if "carried" in table:
+        static = "static " if table["static"] else ""
+        return f"{static}{solver.kind}+{table['preconditioner']}"
+    words = [str(table[name]) for name in ("package", "preconditioner") if name in table]
+    said = [word for word in words if word not in ("auto", "factor")]
+    return f"{solver.kind}({', '.join(said)})" if said and solver.kind in _VARIED else solver.kind

@@ -36,7 +36,8 @@ def factor_options(
     name: str = package
     if package == "auto":
         has_mumps = PETSc.Sys.hasExternalPackage("mumps")
-        if system.A.comm.size > 1 or (has_mumps and system.A.getSize()[0] > _LARGE):
+        is_large = system.A.getSize()[0] > _LARGE and not system.traits.constant_matrix
+        if system.A.comm.size > 1 or (has_mumps and is_large):
             name = "mumps"
         elif PETSc.Sys.hasExternalPackage("suitesparse"):
             name = "cholmod" if method == "cholesky" else "umfpack"
@@ -57,8 +58,8 @@ class Direct:
     method : {"auto", "cholesky", "lu"}
         ``auto``: Cholesky for symmetric positive definite matrices, LU otherwise.
     package : {"auto", "cholmod", "umfpack", "mumps", "petsc"}
-        ``auto``: MUMPS on several ranks and for large systems, else CHOLMOD or UMFPACK; PETSc's own
-        where they are missing.
+        ``auto``: MUMPS on several ranks and for large matrices that change, else CHOLMOD or
+        UMFPACK, whose triangular sweeps are quicker; PETSc's own where they are missing.
     rtol : float
         Tolerance for the true residual relative to ``||b||``.
     options : dict

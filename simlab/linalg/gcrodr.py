@@ -48,7 +48,7 @@ from simlab.linalg.blocks import (
 )
 from simlab.linalg.gate import Gate
 from simlab.linalg.harmonic import handed_on
-from simlab.linalg.krylov import preconditioner_options
+from simlab.linalg.krylov import needs_entries, preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
 from simlab.linalg.options import merged
 from simlab.linalg.seed import Seed, seed_space
@@ -130,7 +130,10 @@ class GCRODR:
         return self.carried > 0 and self.update != "never"
 
     def suits(self, system: LinearSystem) -> bool:
-        """Whether the preconditioner can be built for such matrices."""
+        """Whether preconditioner and static space can be built for such matrices."""
+        takes_entries = self.static > 0 or needs_entries(self.preconditioner)
+        if system.traits.matrix_free and takes_entries:
+            return False
         return system.traits.spd or self.preconditioner not in ("icc", "cholesky")
 
     def seed(self, system: LinearSystem) -> Seed | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import field
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -37,8 +37,9 @@ from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
 __all__ = ["Kept", "KeptState", "Lifetime"]
 
-_CLEARLY = 1.1  # times the mean cost of a system
-_N_RECENT = 5  # solves that predict the next one
+_CLEARLY = 1.05  # times the mean cost of a system
+_N_RECENT = 5  # solves whose median predicts the next one
+_N_ERRORS = 2.0  # by which that must exceed the mean, on top
 _OPTIMISM = 0.98  # what the second solve of a life cost fades while lives are too short to tell
 _AT_ONCE = 2.0  # times the mean cost, within one solve
 
@@ -145,6 +146,7 @@ class Lifetime:
         self._least = self._before = inf  # least mean of this life; mean of the last one
         self._second = 0.0  # expected cost of the first solve with a matrix not factored
         self._recent: list[float] = []
+        self._variance = 0.0  # of solves, from the differences of neighbours: drift is no spread
         self._per_iteration = 0.0
 
     def begin(self, seconds: float) -> None:
@@ -164,6 +166,8 @@ class Lifetime:
             return
         if self.age == 2:
             self._second = seconds
+        if self._recent:
+            self._variance += 0.25 * (0.5 * (seconds - self._recent[-1]) ** 2 - self._variance)
         self._recent = [*self._recent[1 - _N_RECENT :], seconds]
         self._per_iteration = seconds / max(iterations, 1)
 
@@ -179,7 +183,8 @@ class Lifetime:
         if not self._may_end or self.age == 0:
             return False
         expected = float(np.median(self._recent)) if self._recent else self._second
-        return expected > _CLEARLY * min(self._least, self._before)
+        error = sqrt(self._variance / max(len(self._recent), 1))
+        return expected - _N_ERRORS * error > _CLEARLY * min(self._least, self._before)
 
     @property
     def limit(self) -> float:
