@@ -2,10 +2,11 @@
 
 Main tables: all solvers on the same systems in one process, taking turns in alternating order;
 means and medians after the first system, rtol = 1e-8 on the true residual. A solver that cannot
-take a family, or whose time is used up, is named. Then what restarts, recycling, carrying and
-sorting contribute on the released matrices (which reproduce the published figures) and on ours;
-static spaces of 20 to 60 vectors; one matrix for all systems beside factoring once; ``auto``
-against the published scheme; when carrying is switched off; 1, 2 and 4 ranks; orders of samples.
+take a family is named; one that has used twelve CPU seconds meets no more systems (``n_systems``).
+Then what restarts, recycling, carrying and sorting contribute on the released matrices (which
+reproduce the published figures) and on ours; static spaces of 20 to 60 vectors; one matrix for all
+systems beside factoring once; ``auto`` against the published scheme; when carrying is switched off;
+1, 2 and 4 ranks; orders of samples; ``auto`` beside all it may choose from.
 
 Ratios, per table: ``carried_over_notcarried``, ``static_over_notcarried``, ``static_over_paper``
 and ``static_carried_over_paper`` of iterations, all at equal memory (20 vectors, cycles of 40);
@@ -24,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simlab.bench import _skr_figures, _skr_ordering, _skr_scaling, _skr_studies
+from simlab.bench import _skr_auto, _skr_figures, _skr_ordering, _skr_scaling, _skr_studies
 from simlab.bench._skr_goals import Ratio, named, print_goals, with_goals
 from simlab.bench._skr_solvers import TABLE
 from simlab.bench._skr_table import BUDGET, COLUMNS, RTOL, Measured, measured, ratios
@@ -122,6 +123,7 @@ class _Bench:
         self._scaling()
         ordering = _skr_ordering.rows(self.quick)
         self._table("ordering", "Orders of samples", ordering, _skr_ordering.COLUMNS)
+        self._auto()
 
     def one(self, family: str, n: int | None, pc: str | None) -> None:
         """Measure one family."""
@@ -196,6 +198,14 @@ class _Bench:
         for row in rows:
             ended = row["carrying_ended_after"]
             self._ratios += named({"gate_ended_after": ended}, {"family": row["family"]})
+
+    def _auto(self) -> None:
+        rows = _skr_auto.rows(self.quick)
+        self._table("auto", "auto and all it may choose from", rows, _skr_auto.COLUMNS)
+        for row in rows:
+            if row["auto_over_best"] is not None:
+                head = {"family": row["family"], "n": row["n"]}
+                self._ratios += named({"auto_over_best": row["auto_over_best"]}, head)
 
     def _scaling(self) -> None:
         ranks = (1, 2) if self.quick else (1, 2, 4)
