@@ -16,8 +16,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ConvectionDiffusion": "simlab.problems.convection",
     "Darcy": "simlab.problems.darcy",
     "Heat": "simlab.problems.heat",
+    "Helmholtz": "simlab.problems.helmholtz",
     "Poisson": "simlab.problems.poisson",
     "DeepONet": "simlab.learn.operators",
     "FNO": "simlab.learn.operators",

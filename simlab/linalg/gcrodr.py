@@ -62,6 +62,7 @@ __all__ = ["GCRODR", "GCRODRState"]
 _LOSS = 1e-12  # of orthogonality, above which a second pass is made
 _CANCELLATION = 1e-2  # norm after over before; below, the norm is not taken from Pythagoras
 _BREAKDOWN = 1e-14
+_PATIENCE = 3  # times the usual iterations that a control may take
 _N_REPAIRS = 3  # restarts after drift, breakdown or values that are not finite
 _EPS = float(np.finfo(float).eps)
 
@@ -206,6 +207,7 @@ class GCRODRState(KSPState):
         self.events: list[str] = []
         self._gate = Gate(self._reduce) if settings.gate and settings.wants_order else None
         self._has_solved = False
+        self._usual = 0  # iterations of the last system that carried
         self._before: np.ndarray | None = None  # C at the last control that was watched
         self._drift = np.nan
         self._norms: list[float] = []
@@ -318,18 +320,25 @@ class GCRODRState(KSPState):
         self.captured = self._deflate(r) / size
         self._norms = []
         self._renews = settings.carried > 0
-        ended: Reason | None = None
+        limit, ended = max_iterations, None
+        is_control = gate is not None and gate.is_open and not self._carries
+        if is_control:
+            limit = min(limit, _PATIENCE * self._usual + settings.restart)
         for repair in range(1 + _N_REPAIRS):
             if repair:
                 self._mend(system, r, ended, done)
-            ended = self._cycles(system, r, rtol * size, max_iterations, done)
+            ended = self._cycles(system, r, rtol * size, limit, done)
             self._true_residual(system, r, done, size)
             watch.lap("solve")
             if done.relres <= rtol:
                 ended = Reason.CONVERGED
                 break
-            if ended is Reason.ITERATION_LIMIT:
+            if ended is Reason.ITERATION_LIMIT and limit == max_iterations:
                 break
+            if ended is Reason.ITERATION_LIMIT:  # too long for a control: finish with what is kept
+                limit, self._carries, self.carried = max_iterations, True, carried
+                self._image_version = None
+                self._install(system, done)
         done.reason = ended or Reason.STAGNATED
         if ended is Reason.NON_FINITE or not isfinite(done.relres):
             self._fail(done, Reason.BREAKDOWN, "values that are not finite")
@@ -338,6 +347,7 @@ class GCRODRState(KSPState):
         if settings.carried and self._carries:
             U = self.deflated_pair()[0] if self._Y is None else self._Y.array[:, -self._k or None :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
+            self._usual = done.iterations
         self._has_solved = True
         if gate is not None and gate.is_open:
             self._book(gate, carried, done)
