@@ -248,7 +248,8 @@ class DeflatedCGState(KSPState):
             system, self._D, self._Q, middle - n_static, middle
         )
         apply_operator(system.A, self._D, self._Q, middle, self._k_max)
-        gram = self._reduce.gram(U, W)
+        with np.errstate(invalid="ignore", over="ignore"):  # spoilt columns are found below
+            gram = self._reduce.gram(U, W)
         kept, self._E_inverse = self._reduce.from_root(_inverse, gram)
         if len(kept) < k:
             self.events.append(
@@ -290,7 +291,7 @@ class DeflatedCGState(KSPState):
         kept = self.carried, self.theta
         gate = self._gate if self._has_solved else None
         renews = s.carried > 0 and (gate is None or gate.admits())
-        if not renews:
+        if not renews and self.carried.shape[1]:
             self.forget()
         self._install(system, done)
         watch.lap("recycle")
