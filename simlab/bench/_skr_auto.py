@@ -56,7 +56,7 @@ COLUMNS = (
     "auto_over_best",
 )
 _TOO_SLOW = 1.0
-_AFTER = {False: 14, True: 6}  # systems after the longest possible pilot
+_AFTER = {False: 14, True: 24}  # systems after the longest possible pilot
 _QUICK = 2_500
 
 

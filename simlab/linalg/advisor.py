@@ -38,7 +38,7 @@ __all__ = ["Auto", "AutoState", "adopt", "begun", "candidates", "chosen"]
 
 log = logging.getLogger("simlab.linalg.advisor")
 
-_FAR_BEHIND = (6.0, 2.5, 1.6, 1.3)  # times the quickest, in the first, second... round
+_FAR_BEHIND = (6.0, 2.5, 2.0, 1.5)  # best round over the least cost, after round 1, 2...
 _SLOW_TO_LEARN = 2  # rounds of one that carries: not held against it
 _TOO_MANY_FAILURES = 3
 _VARIED = ("direct", "kept")  # kinds whose settings tell one candidate from another
@@ -285,14 +285,16 @@ class AutoState:
         best = min(right, key=lambda item: seconds[id(item)])
         for item in order:
             item.cpu.append(seconds[id(item)] - item.share)
+        least = min(item.cost for item in right)
+        for item in order:
             patient = item.carries and self._round < _SLOW_TO_LEARN
             behind = _FAR_BEHIND[0 if patient else min(self._round, len(_FAR_BEHIND) - 1)]
-            slower = seconds[id(item)] / max(seconds[id(best)], 1e-9)
+            slower = (item.share + min(item.cpu)) / max(least, 1e-9)
             item.failed = item not in right
             if item.failed and item.result:
                 item.verdict = f"{item.result.report.reason.text} in round {self._round + 1}"
             elif slower > behind:
-                item.verdict = f"{slower:.1f} x slower in round {self._round + 1}"
+                item.verdict = f"{slower:.1f} x slower after round {self._round + 1}"
         return best.result or result
 
     def _rank(self) -> None:
