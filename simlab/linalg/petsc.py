@@ -41,7 +41,8 @@ def __getattr__(name: str) -> Any:
     try:
         import petsc4py
 
-        petsc4py.init(["simlab", *_arguments])
+        if not is_loaded():  # each call leaves a collective clean-up for the end of the process
+            petsc4py.init(["simlab", *_arguments])
         from petsc4py import PETSc
     except ImportError as error:
         raise DependencyError(

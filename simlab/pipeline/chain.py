@@ -106,6 +106,8 @@ class Chain:
         Gives each sample's position in the order of solving, as stored beside the data.
     seed : object, optional
         Static space the solver begins with.
+    n_systems : int
+        About how many systems this group will solve.
     workspace : object
         What the family's ``setup`` made.
     """
@@ -116,6 +118,7 @@ class Chain:
         self._case, self._run, self._store, self._group = case, run, store, group
         self.workspace = case.family.setup(group.comm)
         self.seed: Any = None
+        self.n_systems = 0
         self._state: Any = None
         self._adopted: Decision | None = None
         self._writer: Writer | None = None
@@ -140,11 +143,15 @@ class Chain:
         """What the solver has chosen, when it is one that chooses."""
         return self._adopted or Decision.of(self._state)
 
-    def adopt(self, decision: Decision) -> None:
-        """Go on with another group's choice; a state of the same choice is kept. Collective."""
+    def adopt(self, decision: Decision, seed: Any = None) -> None:
+        """Go on with a choice and its static space. Collective on the group.
+
+        Without a static space, a state in which this group chose the same is kept.
+        """
         own = self.decision
-        if own is not None and own.solver == decision.solver:
+        if seed is None and own is not None and own.solver == decision.solver:
             return
+        self.seed = seed
         if self._state is not None:
             self._state.destroy()
         self._state, self._n_events = None, 0
@@ -248,7 +255,7 @@ class Chain:
             if self._adopted is not None:
                 self._state = self._adopted.state(self.seed)
             else:
-                self._state = begun(self._case.solver, system, self.seed)
+                self._state = begun(self._case.solver, system, self.seed, self.n_systems)
         start = time.process_time()
         result, self._state = self._case.solver.solve(system, self._state)
         self._solve_seconds = time.process_time() - start

@@ -5,8 +5,9 @@
 
 A solver takes part by having ``seed(system)``, which returns a value with ``save(path)`` and a
 class method ``load(path, system)``, or None when its settings ask for no such space; every chain
-then begins with ``init(system, seed=seed)``. The file is kept: a resumed run loads it, and makes it
-anew when it was made for another layout of ranks or unknowns (``load`` raises ConfigError).
+then begins with ``init(system, seed=seed)``. Where ``auto`` chose such a solver, its space is made
+after the pilot. The file is kept: a resumed run loads it, and makes it anew when it was made for
+another layout of ranks or unknowns (``load`` raises ConfigError).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from simlab.core.comm import Group, agreement
 from simlab.core.errors import ConfigError
 from simlab.core.runs import RunDirectory
 from simlab.core.samples import Sample
+from simlab.linalg.system import LinearSolver, LinearSystem
 from simlab.pipeline.case import Case
 from simlab.problems.reference import reference
 
@@ -30,17 +32,21 @@ _KEY, _FILE = "static_space", "static_space.npz"
 _N_SAMPLES = 64
 
 
-def shared_seed(case: Case, workspace: Any, run: RunDirectory, group: Group) -> Any:
-    """Return the static space of the case's solver, or None when it has none.
+def shared_seed(
+    case: Case, solver: LinearSolver, workspace: Any, run: RunDirectory, group: Group
+) -> Any:
+    """Return the static space of a solver, or None when it has none.
 
     Collective on ``group.parent``.
 
     Parameters
     ----------
+    solver : LinearSolver
+        The case's, or what ``auto`` chose.
     workspace : object
         What the family's ``setup`` made for this group; its matrix is overwritten.
     """
-    if not callable(getattr(case.solver, "seed", None)):
+    if not callable(getattr(solver, "seed", None)):
         return None
     comm = group.parent
     system = case.family.assemble(_reference(case, group), workspace)
@@ -55,7 +61,7 @@ def shared_seed(case: Case, workspace: Any, run: RunDirectory, group: Group) -> 
     made = None
     with agreement(comm, asleep=True):
         if group.index == 0:
-            made = _made(case, system, run, group, why)
+            made = _made(case, solver, system, run, group, why)
     kind = comm.bcast(None if made is None else type(made))
     if made is not None:
         _destroy(made)  # group 0 reads the file as well: all have the same bits
@@ -77,9 +83,11 @@ def _reference(case: Case, group: Group) -> Sample:
     return sample
 
 
-def _made(case: Case, system: Any, run: RunDirectory, group: Group, why: str) -> Any:
+def _made(
+    case: Case, solver: Any, system: LinearSystem, run: RunDirectory, group: Group, why: str
+) -> Any:
     """Compute and keep the space. Collective on group 0."""
-    seed = case.solver.seed(system)  # type: ignore[attr-defined]
+    seed = solver.seed(system)
     if seed is None:
         return None
     path, part = run.path / _FILE, run.path / f".part.{_FILE}"
@@ -94,7 +102,7 @@ def _made(case: Case, system: Any, run: RunDirectory, group: Group, why: str) ->
     return seed
 
 
-def _loaded(kind: Any, system: Any, run: RunDirectory, group: Group) -> tuple[Any, str]:
+def _loaded(kind: Any, system: LinearSystem, run: RunDirectory, group: Group) -> tuple[Any, str]:
     """Return the space that is kept, and why it cannot be used on some group, if so.
 
     Collective on the parent.

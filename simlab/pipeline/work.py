@@ -11,7 +11,6 @@ import numpy as np
 from simlab.core.comm import Group, agreement
 from simlab.core.runs import RunDirectory
 from simlab.linalg.ordering import Ordering
-from simlab.linalg.system import LinearSolver
 from simlab.pipeline.case import Case
 from simlab.pipeline.chain import Chain
 from simlab.pipeline.order import AS_DRAWN, Order, make_order, order_file, wanted_order
@@ -62,25 +61,34 @@ class Work:
 
     def prepare(self, crew: Crew, tally: Tally) -> None:
         """Make the static space, have the solver chosen, order the samples."""
-        if not len(self.missing(self.order.path)):
+        n = len(self.missing(self.order.path))
+        if not n:
             return
-        with self.chain.clock("prepare"):
-            self.chain.seed = shared_seed(self._case, self.chain.workspace, self._run, self._group)
-        solver = self._choose(crew, tally)
+        self.chain.n_systems = -(-n // self._group.n_groups) * self._case.family.steps
+        decision = None
+        if samples_of_a_pilot(self._case):
+            decision = self._decide(crew, tally)
         if self._comm.bcast(self._run.stop_requested()):
             return
+        solver = decision.solver if decision else self._case.solver
+        with self.chain.clock("prepare"):
+            seed = shared_seed(self._case, solver, self.chain.workspace, self._run, self._group)
+        if decision is not None:
+            self.chain.adopt(decision, seed)
+        else:
+            self.chain.seed = seed
         with self.chain.clock("order"):
             self._settle_order(wanted_order(self._case, solver))
 
-    def _choose(self, crew: Crew, tally: Tally) -> LinearSolver:
-        """Return the solver of the campaign: the case's, or what ``auto`` has decided.
+    def _decide(self, crew: Crew, tally: Tally) -> Decision | None:
+        """Return what ``auto`` has decided, now or in an earlier start of this run.
+
+        None when every sample of the pilot failed; then each group goes on trying.
 
         The pilot's samples are the first ones as drawn, dealt out in turn, so that the place on the
         path that is stored with them stands whatever the order of the others will be.
         """
         n = samples_of_a_pilot(self._case)
-        if not n:
-            return self._case.solver
         decision = None
         with agreement(self._comm):
             if self._comm.rank == 0:
@@ -99,10 +107,7 @@ class Work:
             with agreement(self._comm):
                 if self._comm.rank == 0 and decision is not None:
                     decision.write(self._run)
-        if decision is None:  # every sample of the pilot failed: every group goes on trying
-            return self._case.solver
-        self.chain.adopt(decision)
-        return decision.solver
+        return decision
 
     def _settle_order(self, ordering: Ordering) -> None:
         """Read the run's order, or make it and keep it."""

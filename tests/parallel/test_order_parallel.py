@@ -96,12 +96,10 @@ class Unseeded(CGICC):
 
 
 def seed_of(solver, out: Path):
-    case = Case(family=FAMILY, campaign=CASE.campaign)
-    object.__setattr__(case, "solver", solver)  # not in the registry
     group = split(world(), max(1, world().size // 2))
     workspace = FAMILY.setup(group.comm)
     try:
-        return shared_seed(case, workspace, RunDirectory(out), group), group
+        return shared_seed(CASE, solver, workspace, RunDirectory(out), group), group
     finally:
         workspace.destroy()
 

@@ -218,7 +218,8 @@ def test_a_sample_without_a_key_ends_its_part_and_is_reported(tmp_path, monkeypa
 
 def test_auto_decides_once_and_a_resumed_run_adopts_it(tmp_path, monkeypatch, caplog) -> None:
     family = Darcy(cells=26)
-    case = build(Case, {"family": family, "campaign": {"n": 20, "seed": SEED}})
+    auto = {"kind": "auto", "pilot": 3}
+    case = build(Case, {"family": family, "solver": auto, "campaign": {"n": 20, "seed": SEED}})
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         _, directory = run(case, tmp_path / "run")
@@ -251,7 +252,7 @@ def test_a_decision_that_cannot_be_read_says_what_to_delete(tmp_path, monkeypatc
         run(case, tmp_path / "run")
 
 
-def test_the_winner_of_the_pilot_says_whether_to_sort(tmp_path, carrying) -> None:
+def test_the_winner_of_the_pilot_has_its_order_and_its_static_space(tmp_path, carrying) -> None:
     auto = {"kind": "auto", "candidates": ["carrying_for_tests"]}
     store, directory = run(case_of(auto), tmp_path / "run")
     assert directory.manifest()["campaign"]["order"] == "greedy"
@@ -259,6 +260,9 @@ def test_the_winner_of_the_pilot_says_whether_to_sort(tmp_path, carrying) -> Non
     held_out = np.sort(np.concatenate([store.ids("valid"), store.ids("test")]))
     assert walk[0] == held_out[0]  # the pilot's, as drawn
     assert walk[1 : len(held_out)].tolist() != held_out[1:].tolist()
+    pilot, begun = carrying.begun
+    assert pilot is None
+    assert begun.diagonal == Space.made[0].diagonal
 
 
 def test_the_static_space_is_made_once_for_the_reference(tmp_path, carrying, monkeypatch) -> None:

@@ -152,7 +152,8 @@ def test_a_slow_chain_is_relieved_of_its_tail(tmp_path, ranks, together) -> None
 
 def test_all_groups_use_the_solver_that_was_chosen(tmp_path) -> None:
     case = write_case(tmp_path, cells=30, n=40, solver="auto", order="auto")
-    done = simlab("generate", case, "--out", tmp_path / "run", ranks=2)
+    words = ["--set", "solver.pilot=3"]
+    done = simlab("generate", case, "--out", tmp_path / "run", *words, ranks=2)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     chosen = manifest["decision"]["solvers"][0]["kind"]
@@ -161,8 +162,16 @@ def test_all_groups_use_the_solver_that_was_chosen(tmp_path) -> None:
     assert set(solves["chain"].tolist()) == {0, 1}
     assert len(set(solves["solver"][6:].tolist())) == 1  # three systems of each group's pilot
     assert chosen in manifest["campaign"]["reason"]
-    again = simlab("generate", case, "--out", tmp_path / "run", "--resume", "--dry-run", ranks=2)
+    words = ["--resume", "--dry-run"]
+    again = simlab("generate", case, "--out", tmp_path / "run", *words, ranks=2)
     assert "greedy if the pilot picks" in again.stdout
+
+
+def test_a_group_without_a_sample_ends_with_the_others(tmp_path) -> None:
+    case = write_case(tmp_path, cells=8, n=1)
+    done = simlab("generate", case, "--out", tmp_path / "run", ranks=3, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert SnapshotStore.open(tmp_path / "run" / "store").is_complete()
 
 
 @pytest.mark.slow
