@@ -345,7 +345,9 @@ class GCRODRState(KSPState):
         if settings.history:
             history += [value / size for value in self._norms]
         if settings.carried and self._carries:
-            U = self.deflated_pair()[0] if self._Y is None else self._Y.array[:, -self._k or None :]
+            U = self.deflated_pair()[0]
+            if self._Y is not None:
+                U = self._Y.array[:, self._k_max - self._k :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
             self._usual = done.iterations
         self._has_solved = True
