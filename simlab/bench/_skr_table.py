@@ -134,9 +134,9 @@ def _row(contest: Contest, contestant: Contestant) -> dict[str, Any]:
     }
 
 
-def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def ratios(found: Measured) -> dict[str, float | None]:
     """Return the ratios of one table; None where a solver is missing or failed."""
-    by_name = {row["solver"]: row for row in rows if not row["failed"]}
+    by_name = {row["solver"]: row for row in found.rows if not row["failed"]}
 
     def over(column: str, name: str, other: str) -> float | None:
         if name not in by_name or other not in by_name:
@@ -152,7 +152,6 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     best_recycled = min(recycled, key=lambda name: by_name[name]["cpu_ms"], default="")
     others = [name for name in by_name if name != "auto"]
     best = min(others, key=lambda name: by_name[name]["cpu_ms"], default="")
-    plain = [by_name[name]["iterations"] for name in ("gcrodr_k0", "gmres40") if name in by_name]
     return {
         "carried_over_notcarried": over("iterations", "carried_greedy", "notcarried"),
         "greedy_over_unsorted": over("iterations", "carried_greedy", "carried_unsorted"),
@@ -166,5 +165,15 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "overhead_k0": overhead("gcrodr_k0"),
         "iterating_overhead_static": overhead("static", "iterating_ms"),
         "iterating_overhead_carried": overhead("carried_greedy", "iterating_ms"),
-        "k0_difference": plain[0] - plain[1] if len(plain) == 2 else None,
+        "k0_difference": _largest_difference(found.turns, "gcrodr_k0", "gmres40"),
     }
+
+
+def _largest_difference(turns: Mapping[str, Sequence[Turn]], name: str, other: str) -> float | None:
+    """Return the largest difference of iterations on one system that both have solved."""
+    its = [
+        {turn.index: turn.iterations for turn in turns.get(key, ()) if turn.converged}
+        for key in (name, other)
+    ]
+    both = its[0].keys() & its[1].keys()
+    return float(max(abs(its[0][index] - its[1][index]) for index in both)) if both else None

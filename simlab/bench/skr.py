@@ -13,8 +13,8 @@ and ``static_carried_over_paper`` of iterations, all at equal memory (20 vectors
 ``notcarried_over_best_recycled_cpu``, among the solvers of the same Krylov method;
 ``auto_over_best`` of CPU; ``overhead_*``, CPU per iteration over that of PETSc's GMRES(40) with the
 same preconditioner, everything done once per system included, and ``iterating_overhead_*`` without
-that; ``k0_difference``, the iterations of the recycling solver without recycling minus those of
-GMRES(40).
+that; ``k0_difference``, the largest difference on one system between the iterations of the
+recycling solver without recycling and those of GMRES(40).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class _Bench:
         found = measured(family, n, pc, n_samples=self.n_samples, names=names, budget=self._budget)
         rows = with_goals(found.rows)
         self._table("main", found.title, rows, (*COLUMNS, "goal"), found.left_out)
-        self._compare(found, ratios(found.rows))
+        self._compare(found, ratios(found))
 
     def ablation(self, family: str, n: int) -> None:
         """Measure what restarts, recycling, carrying and sorting bring."""

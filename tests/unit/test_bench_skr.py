@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,17 +57,18 @@ def test_rows_count_what_recycling_costs(lognormal):
 
 def test_ratios_are_those_of_the_rows(lognormal):
     row = {row["solver"]: row for row in lognormal.rows}
-    found = ratios(lognormal.rows)
+    found = ratios(lognormal)
     carried = row["carried_greedy"]["iterations"] / row["notcarried"]["iterations"]
     assert found["carried_over_notcarried"] == pytest.approx(carried)
     assert found["carried_over_notcarried"] < 1
-    assert abs(found["k0_difference"]) <= 1
+    assert found["k0_difference"] <= 1
     rivals = [r["cpu_ms"] for r in lognormal.rows if r["solver"] != "auto"]
     assert found["auto_over_best"] == pytest.approx(row["auto"]["cpu_ms"] / min(rivals))
     per_iteration = row["static"]["cpu_ms"] / row["static"]["iterations"]
     plain = row["gmres40"]["cpu_ms"] / row["gmres40"]["iterations"]
     assert found["overhead_static"] == pytest.approx(per_iteration / plain)
-    assert ratios([r | {"failed": 1} for r in lognormal.rows])["auto_over_best"] is None
+    failed = replace(lognormal, rows=[r | {"failed": 1} for r in lognormal.rows])
+    assert ratios(failed)["auto_over_best"] is None
 
 
 def test_a_solver_that_cannot_take_a_family_is_named(capsys):
