@@ -50,7 +50,7 @@ class Decision:
     def read(cls, run: RunDirectory) -> Decision | None:
         """Return the decision of an earlier start of this run, if it holds for this one too."""
         entry = run.manifest().get(_KEY)
-        if not isinstance(entry, dict) or entry.get("petsc_words") != _words():
+        if not isinstance(entry, dict) or entry.get("petsc_words", []) != _words():
             return None
         try:
             choice, *others = [solvers.build(table) for table in entry["solvers"]]
