@@ -220,7 +220,7 @@ def run_campaign(
             work.walk(part, crew, tally)
     outcome = chain.finish(crew.n_taken)
     chain.destroy()  # collective, so not on the way out of an error that one rank has
-    outcome.cpu["all"] = time.process_time() - cpu
+    outcome.cpu["all"] = outcome.groups[0]["root_cpu_seconds"] = time.process_time() - cpu
     if not group.is_root:  # the root speaks for its group; the others add their CPU time only
         outcome = Outcome(cpu=outcome.cpu, stopped=outcome.stopped)
     gathered = comm.gather(outcome)

@@ -54,7 +54,8 @@ class Outcome:
     stopped : bool
         A stop was asked for before the end.
     groups : list of dict
-        For every group: samples done, failed and taken over, and what its solver reported.
+        For every group: samples done, failed and taken over, CPU seconds of its root, and what its
+        solver reported.
     """
 
     done: int = 0

@@ -175,18 +175,42 @@ def test_a_group_without_a_sample_ends_with_the_others(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_two_chains_take_at_most_six_tenths_of_the_wall_time(tmp_path) -> None:
-    """Darcy 100 x 100 with GMRES+ILU; the median of three pairs, run in turn."""
+def test_two_chains_take_at_most_six_tenths_of_the_time_of_one(tmp_path) -> None:
+    """Darcy 100 x 100 with GMRES+ILU, medians of three pairs run in turn.
+
+    CPU seconds of the busier rank say what two free cores would take; wall seconds count where
+    there are two free cores.
+    """
     case = write_case(tmp_path, cells=100, n=120, solver="gmres_ilu", order="sample")
-    ratios = []
+    wall, cpu, alone = [], [], []
     for pair in range(3):
-        seconds = []
-        for ranks in (1, 2):
+        seconds, busiest = {}, {}
+        before = busy_cores()
+        for ranks in (1, 2) if pair % 2 else (2, 1):
             out = tmp_path / f"run{pair}_{ranks}"
             done = simlab("generate", case, "--out", out, ranks=ranks)
             assert done.returncode == 0, done.stderr
             manifest = json.loads((out / "manifest.json").read_text())
-            seconds.append(manifest["seconds"]["generate"])
-        ratios.append(seconds[1] / seconds[0])
-    sys.stdout.write(f"two chains over one: {sorted(ratios)}\n")
-    assert np.median(ratios) <= 0.6
+            groups = manifest["campaign"]["groups"]
+            busiest[ranks] = max(facts["root_cpu_seconds"] for facts in groups)
+            seconds[ranks] = manifest["seconds"]["generate"]
+        wall.append(seconds[2] / seconds[1])
+        cpu.append(busiest[2] / busiest[1])
+        alone.append(max(before, busy_cores()) < 0.1)
+    sys.stdout.write(f"two chains over one: wall {wall}, CPU {cpu}, undisturbed {alone}\n")
+    assert np.median(cpu) <= 0.6
+    if all(alone):
+        assert np.median(wall) <= 0.6
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Return how many cores all processes together use."""
+
+    def idle() -> float:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]
+        return (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+    first, begun = idle(), time.perf_counter()
+    time.sleep(seconds)
+    spent = time.perf_counter() - begun
+    return (os.cpu_count() or 1) - (idle() - first) / spent
