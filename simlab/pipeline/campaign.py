@@ -2,8 +2,8 @@
 
     world -> groups of equal size -> one chain of samples per group -> one writer per group root
 
-    static space (:mod:`.static_space`)      where the solver has one
     pilot (:mod:`.pilot`)                    where the solver is to be chosen
+    static space (:mod:`.static_space`)      where it has one
     order (:mod:`.order`)                    where the solver carries something along
     held-out splits: chains, stealing (:mod:`.stealing`), seal
     training samples: the same
