@@ -24,16 +24,14 @@ were chosen by stand in for it, ``(E Theta + Theta E) / 2``, none below a tenth 
 that no column stays for ever. Measured on sequences of unrelated coefficients this needs as many
 iterations as the exact form, or fewer: theta becomes a mean over the sequence.
 
-Every step reads all of U and W, so the projection of directions works on copies in single
-precision: half the memory traffic, the same number of iterations. Its rounding leaves directions a
-little less than conjugate and the residual a little less than orthogonal to U; whenever the
-residual has lost three digits it is projected again, in double precision. x and r stay consistent
-throughout.
+The method is sensitive to how exactly E is applied: errors come back as directions of almost no
+energy, along which steps are huge. So U and W stay in double precision (in single, measured, a
+carried space diverges), nearly dependent columns are dropped, and every so often ``U^T r`` is
+looked at and projected out again.
 
 Cost of an iteration over plain CG: ``4 n k`` flops in two BLAS-2 calls; three reductions in all,
 no orthogonalisation. Cost of a system: k products ``A U``, ``2 n k^2`` flops for E and ``2 n k (k +
-l)`` for the new U. Preconditioner applications: one per iteration. Memory: ``n (3 k + 2 l)``
-numbers.
+l)`` for the new U. Preconditioner applications: one per iteration. Memory: ``2 n (k + l)`` numbers.
 """
 
 from __future__ import annotations
@@ -69,10 +67,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DeflatedCG", "DeflatedCGState"]
 
-_DEPENDENT = 1e-10  # pivot of E, scaled to a unit diagonal, below which a column is dropped
+_DEPENDENT = 1e-8  # pivot of E, scaled to a unit diagonal, below which a column is dropped
 _THETA_FLOOR = 0.1  # of the largest
 _N_RESTARTS = 3
-_TRUST = 1e-3  # loss of residual between two looks at U^T r
+_CHECK_EVERY = 20  # iterations between two looks at U^T r
 _DRIFT = 1e-3  # share of the residual in span(U), in the energy norm, that is projected out again
 _DIVERGED = 1e5
 
@@ -183,7 +181,7 @@ class DeflatedCGState(KSPState):
     captured : float
         ``||W E^-1 U^T b|| / ||b||`` of the last system: what the recycled space took care of.
     events : list of str
-        Columns dropped, restarts, no longer carried and why: one line each.
+        Columns dropped, restarts, projections repeated, no longer carried: one line each.
     """
 
     def __init__(
@@ -206,7 +204,6 @@ class DeflatedCGState(KSPState):
         self._work = Block(system.b, 2)  # r and z = M r
         self._k, self._n_carried = 0, 0
         self._E = self._E_inverse = np.zeros((0, 0))
-        self._projection = _Projection(*self.deflated_pair(), np.zeros(0))
         self._theta_in_use = self.theta
         self._null_space: PETScTypes.NullSpace | None = None
         self._images = FixedImages()
@@ -270,7 +267,6 @@ class DeflatedCGState(KSPState):
         self._n_carried = int(np.sum(kept >= n_static))
         self._E = gram[np.ix_(kept, kept)]
         self._E = 0.5 * (self._E + self._E.T)
-        self._projection = _Projection(*self.deflated_pair(), np.sqrt(np.diag(self._E)))
         largest = self.theta.max(initial=0.0) or 1.0
         known = self.theta if len(self.theta) == n_carried else np.full(n_carried, largest)
         known = np.maximum(known, _THETA_FLOOR * largest)
@@ -395,12 +391,14 @@ class DeflatedCGState(KSPState):
         """
         A, pc, total = system.A, self.ksp.getPC(), self._reduce.sum
         r, z = self._work.array[:, 0], self._work.array[:, 1]
+        U, W = self.deflated_pair()
         k, keeps_history = self._k, self._settings.history
         last = self._D.array.shape[1] - 1  # its directions are not kept
         column = last - log.capacity
         products = np.empty(k + 1)
         rho = 0.0
-        norm = start = checked = sqrt(float(total(np.array([r @ r]))[0]))
+        norm = start = sqrt(float(total(np.array([r @ r]))[0]))
+        n_since_check = 0
         while not norm <= goal:
             if not isfinite(norm):
                 return Reason.NON_FINITE
@@ -408,15 +406,14 @@ class DeflatedCGState(KSPState):
                 return Reason.DIVERGED
             if done.iterations >= max_iterations:
                 return Reason.ITERATION_LIMIT
-            if norm < _TRUST * checked and k:
-                checked = norm
-                self._project_again(r, x, rho)
+            if n_since_check == _CHECK_EVERY and k:
+                n_since_check = 0
+                self._project_again(system, r, x, rho)
             pc.apply(self._work.touch(0), self._work.vecs[1])
             done.pc_applies += 1
             if self._null_space is not None:
                 self._null_space.remove(self._work.touch(1))
-            if k:
-                products[:k] = self._projection.products(z)
+            np.matmul(W.T, z, out=products[:k])
             products[k] = r @ z
             reduced = total(products)
             rho, old_rho = float(reduced[k]), rho
@@ -436,10 +433,11 @@ class DeflatedCGState(KSPState):
             else:
                 p[...] = z
             if k:
-                self._projection.subtract(p, self._E_inverse @ reduced[:k])
+                subtract(p, U, self._E_inverse @ reduced[:k])
             A.mult(self._D.touch(column), self._Q.vecs[column])
             done.operator_applies += 1
             done.iterations += 1
+            n_since_check += 1
             q = self._Q.array[:, column]
             energy = float(total(np.array([p @ q]))[0])
             if not energy > 0:
@@ -453,12 +451,15 @@ class DeflatedCGState(KSPState):
                 norms.append(norm)
         return None
 
-    def _project_again(self, r: np.ndarray, x: np.ndarray, rho: float) -> None:
+    def _project_again(
+        self, system: LinearSystem, r: np.ndarray, x: np.ndarray, rho: float
+    ) -> None:
         """Take out what rounding has brought back into span(U). Collective."""
         U = self.deflated_pair()[0]
         u = self._reduce.sum(U.T @ r)
         if float(u @ self._E_inverse @ u) > _DRIFT**2 * rho:
             self._deflate(r, x)
+            self.events.append(f"system {system.index}: projected again after drift")
 
     def _renew(self, log: _Log) -> None:
         """Choose the carried part from U's and the directions kept. Collective."""
@@ -473,38 +474,6 @@ class DeflatedCGState(KSPState):
         S = self._D.array[:, self._k_max - n : self._k_max + m]
         self.carried = np.empty((len(S), Y.shape[1]), order="F")
         np.matmul(Y.T, S.T, out=self.carried.T)
-
-
-class _Projection:
-    """``p - U E^-1 W^T z`` in single precision.
-
-    Parameters
-    ----------
-    U, W : ndarray, shape (local rows, k)
-    length : ndarray, shape (k,)
-        Columns are divided by it, and vectors by their largest entry, so that nothing overflows.
-    """
-
-    def __init__(self, U: np.ndarray, W: np.ndarray, length: np.ndarray) -> None:
-        self._length = length
-        self._U, self._W = (np.empty(U.shape, np.float32, order="F") for _ in range(2))
-        np.divide(U, length, out=self._U, casting="same_kind")
-        np.divide(W, length, out=self._W, casting="same_kind")
-        self._narrow, self._wide = np.empty(len(U), np.float32), np.empty(len(U))
-
-    def products(self, z: np.ndarray) -> np.ndarray:
-        """Return this rank's part of ``W^T z``."""
-        size = float(abs(z[blas.idamax(z)])) if z.size else 0.0
-        np.multiply(z, 1.0 / (size or 1.0), out=self._narrow, casting="same_kind")
-        return np.asarray((self._W.T @ self._narrow) * (size * self._length))
-
-    def subtract(self, p: np.ndarray, d: np.ndarray) -> None:
-        """Do ``p -= U d``."""
-        scaled = d * self._length
-        size = float(np.abs(scaled).max()) or 1.0
-        np.matmul(self._U, (scaled / size).astype(np.float32), out=self._narrow)
-        np.multiply(self._narrow, size, out=self._wide)
-        p -= self._wide
 
 
 class _Log:
