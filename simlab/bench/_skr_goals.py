@@ -103,6 +103,7 @@ RATIOS = (
     Goal("iterations_off", 0, 0.02),
     Goal("solution_off_over_rtol", 0, 10),
     Goal("two_chains_over_one_wall", 0, 0.6),
+    Goal("two_chains_over_one_cpu", 0, 0.6),
     Goal("gate_ended_after", 1, 40),
 )
 

@@ -220,7 +220,9 @@ class _Bench:
             }
             chains = _skr_scaling.chains(n, 40 if self.quick else 80, 1 if self.quick else 5)
             self._table("chains", "One chain per rank", chains, _skr_scaling.COLUMNS)
-            worst["two_chains_over_one_wall"] = chains[1]["wall_s"] / chains[0]["wall_s"]
+            for clock in ("wall", "cpu"):
+                ratio = chains[1][f"{clock}_s"] / chains[0][f"{clock}_s"]
+                worst[f"two_chains_over_one_{clock}"] = ratio
             self._ratios += named(worst, head)
         except _skr_scaling.NotMeasured as error:
             Console().print(f"several ranks not measured: {error}")
