@@ -36,7 +36,6 @@ l)`` for the new U. Preconditioner applications: one per iteration. Memory: ``2 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import field
 from math import isfinite, sqrt
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +43,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from annotated_types import Gt, Lt
 from pydantic import NonNegativeInt, PositiveInt
-from scipy.linalg import blas, lapack
+from scipy.linalg import blas
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
@@ -59,6 +58,7 @@ from simlab.linalg.gate import Gate
 from simlab.linalg.krylov import needs_entries, preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
 from simlab.linalg.options import merged
+from simlab.linalg.pencil import StepLog, inverse_over, lowest
 from simlab.linalg.seed import Seed, seed_space
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DeflatedCG", "DeflatedCGState"]
 
-_DEPENDENT = 1e-8  # pivot of E, scaled to a unit diagonal, below which a column is dropped
 _THETA_FLOOR = 0.1  # of the largest
 _N_RESTARTS = 3
 _CHECK_EVERY = 20  # iterations between two looks at U^T r
@@ -255,7 +254,7 @@ class DeflatedCGState(KSPState):
         apply_operator(system.A, self._D, self._Q, middle, self._k_max)
         with np.errstate(invalid="ignore", over="ignore"):  # spoilt columns are found below
             gram = self._reduce.gram(U, W)
-        kept, self._E_inverse = self._reduce.from_root(_inverse, gram)
+        kept, self._E_inverse = self._reduce.from_root(inverse_over, gram)
         if len(kept) < k:
             self.events.append(
                 f"system {system.index}: {k - len(kept)} of {k} recycled vectors dropped"
@@ -305,12 +304,12 @@ class DeflatedCGState(KSPState):
         r[...] = system.b.getArray(readonly=True)
         self.captured = self._start(r) / size
         norms: list[float] = []
-        log = _Log(s.harvest if renews else 0, self._k)
+        log = StepLog(s.harvest if renews else 0, self._k)
         ended: Reason | None = None
         for restart in range(1 + _N_RESTARTS):
             if restart and not self._mend(system, ended):
                 break
-            taken = _Log(0, self._k) if restart else log
+            taken = StepLog(0, self._k) if restart else log
             with self.x as x:
                 if restart:
                     self._deflate(r, x)
@@ -382,7 +381,7 @@ class DeflatedCGState(KSPState):
         goal: float,
         max_iterations: int,
         done: Any,
-        log: _Log,
+        log: StepLog,
         norms: list[float],
     ) -> Reason | None:
         """Iterate until the recurrence's residual reaches the goal; None says it did. Collective.
@@ -461,12 +460,12 @@ class DeflatedCGState(KSPState):
             self._deflate(r, x)
             self.events.append(f"system {system.index}: projected again after drift")
 
-    def _renew(self, log: _Log) -> None:
+    def _renew(self, log: StepLog) -> None:
         """Choose the carried part from U's and the directions kept. Collective."""
         n, m = self._n_carried, log.n_pairs
         E = self._E[self._k - n :, self._k - n :]
         chosen = self._reduce.from_root(
-            _lowest, E, self._theta_in_use, *log.pencil(n), self._settings.carried
+            lowest, E, self._theta_in_use, *log.pencil(n), self._settings.carried
         )
         if chosen is None:
             return
@@ -476,120 +475,7 @@ class DeflatedCGState(KSPState):
         np.matmul(Y.T, S.T, out=self.carried.T)
 
 
-class _Log:
-    """Scalars of the first steps of one solve, and the projected operators that follow from them.
-
-    Parameters
-    ----------
-    capacity : int
-        Directions that are kept.
-    k : int
-        Columns of U.
-    """
-
-    def __init__(self, capacity: int, k: int) -> None:
-        self.capacity = capacity
-        self._alpha: list[float] = []
-        self._energy: list[float] = []
-        self._rho: list[float] = []
-        self._products: list[np.ndarray] = []
-        self.k = k
-
-    def take_products(self, c: Sequence[float] | np.ndarray, rho: float) -> None:
-        """Keep ``c = W^T z`` and ``rho = r^T z``."""
-        if len(self._rho) <= self.capacity:
-            self._rho.append(rho)
-            self._products.append(np.array(c))
-
-    def take_step(self, alpha: float, energy: float) -> None:
-        """Keep step length and ``p^T A p``."""
-        if len(self._alpha) < self.capacity:
-            self._alpha.append(alpha)
-            self._energy.append(energy)
-
-    @property
-    def n_pairs(self) -> int:
-        """Directions of which everything is known; the last one's next residual may not be."""
-        return max(0, min(len(self._alpha), len(self._rho) - 1))
-
-    def pencil(self, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ``diag(P^T A P)``, ``P^T A M A P`` and ``W^T M A P`` for U's last n columns."""
-        m = self.n_pairs
-        alpha, rho = np.array(self._alpha[:m]), np.array(self._rho[: m + 1])
-        inner = np.diag((rho[:-1] + rho[1:]) / alpha**2)
-        beside = np.arange(m - 1)
-        inner[beside, beside + 1] = inner[beside + 1, beside] = -rho[1:-1] / (
-            alpha[:-1] * alpha[1:]
-        )
-        c = np.array(self._products[: m + 1])[:, self.k - n :].T
-        return np.array(self._energy[:m]), inner, (c[:, :-1] - c[:, 1:]) / alpha
-
-
 def _add(a: float, x: np.ndarray, y: np.ndarray) -> None:
     """Do ``y += a x`` in one pass; BLAS refuses ranks without rows."""
     if x.size:
         blas.daxpy(x, y, a=a)
-
-
-def _inverse(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns to keep of a Gram matrix, in order, and the inverse over them."""
-    length = np.sqrt(np.maximum(np.diag(gram), 0.0))
-    sound = np.flatnonzero(np.isfinite(length) & (length > 0))
-    scaled = gram[np.ix_(sound, sound)] / np.outer(length[sound], length[sound])
-    sound = sound[np.isfinite(scaled).all(axis=1)] if not np.isfinite(scaled).all() else sound
-    if not len(sound):
-        return sound, np.zeros((0, 0))
-    scaled = gram[np.ix_(sound, sound)] / np.outer(length[sound], length[sound])
-    _, pivots, rank, _ = lapack.dpstrf(0.5 * (scaled + scaled.T), tol=_DEPENDENT)
-    chosen = np.sort(pivots[:rank] - 1)
-    kept = sound[chosen]
-    factor, info = lapack.dpotrf(scaled[np.ix_(chosen, chosen)], lower=0, clean=1)
-    if info:
-        return kept[:0], np.zeros((0, 0))
-    half = lapack.dtrtri(factor, lower=0)[0] / length[kept, None]
-    return kept, half @ half.T
-
-
-def _lowest(
-    E: np.ndarray,
-    theta: np.ndarray,
-    energy: np.ndarray,
-    inner: np.ndarray,
-    mixed: np.ndarray,
-    k: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k smallest harmonic Ritz vectors over ``[U P]`` and their values.
-
-    Parameters
-    ----------
-    E, theta : ndarray, shape (n, n) and (n,)
-        ``U^T A U`` and the values that stand in for ``W^T M W``.
-    energy, inner, mixed : ndarray, shape (m,), (m, m) and (n, m)
-        Of :meth:`_Log.pencil`.
-    k : int
-
-    Returns
-    -------
-    Y : ndarray, shape (n + m, k'), k' <= k
-        Columns of unit length in the energy norm.
-    theta : ndarray, shape (k',)
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        For values that are not finite.
-    """
-    n, m = mixed.shape
-    F, half = np.zeros((n + m, n + m)), np.zeros((n + m, n + m))  # half^T G half = 1
-    F[:n, :n] = 0.5 * (E * theta + theta[:, None] * E)
-    F[:n, n:], F[n:, :n], F[n:, n:] = mixed, mixed.T, inner
-    if n:
-        length = np.sqrt(np.diag(E))
-        factor = np.linalg.cholesky(E / np.outer(length, length)).T
-        half[:n, :n] = lapack.dtrtri(factor, lower=0)[0] / length[:, None]
-    half[n:, n:] = np.diag(1.0 / np.sqrt(energy))
-    projected = half.T @ F @ half
-    if not np.isfinite(projected).all():
-        raise np.linalg.LinAlgError("not finite")
-    values, vectors = np.linalg.eigh(projected)
-    return half @ vectors[:, :k], values[:k]
