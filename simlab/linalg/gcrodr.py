@@ -213,6 +213,8 @@ class GCRODRState(KSPState):
         self._norms: list[float] = []
         self._null_space: PETScTypes.NullSpace | None = None
         self._images = FixedImages()
+        # a static space alone is never moved: U is its columns times this, where not None
+        self._mix: np.ndarray | None = None
         self._image_version: tuple[int, int] | None = None
 
     @property
@@ -234,9 +236,14 @@ class GCRODRState(KSPState):
         self._k, self._image_version = 0, None
 
     def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``U, C`` with ``A U = C`` for the last system: local rows, views."""
+        """Return ``U, C`` with ``A U = C`` for the last system: local rows."""
         part = slice(self._k_max - self._k, self._k_max)
-        return self._D.array[:, part], self._Q.array[:, part]
+        U, C = self._D.array[:, part], self._Q.array[:, part]
+        return U if self._mix is None else U @ self._mix, C
+
+    def _mixed(self, c: np.ndarray) -> np.ndarray:
+        """Return the coefficients of ``U c`` with respect to the columns that are stored."""
+        return c if self._mix is None else self._mix @ c
 
     def _apply_pc(self, v: PETScTypes.Vec, z: PETScTypes.Vec) -> None:
         self.ksp.getPC().apply(v, z)
@@ -259,7 +266,7 @@ class GCRODRState(KSPState):
             for j in range(first, self._k_max):
                 self._apply_pc(self._Y.touch(j), self._D.vecs[j])
             done.pc_applies += n_carried
-        else:
+        elif self._mix is None:
             U[:, :n_static], U[:, n_static:] = self.static, self.carried
         done.operator_applies += n_carried
         done.operator_applies += self._images.combine(system, self._D, self._Q, first, middle)
@@ -268,7 +275,11 @@ class GCRODRState(KSPState):
         self._k = T.shape[1]
         self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
         target = slice(self._k_max - self._k, self._k_max)
-        transform(U, T, self._D.array[:, target])
+        if self._settings.carried or T.shape[0] != T.shape[1]:
+            transform(U, T, self._D.array[:, target])
+            self._mix = None
+        else:
+            self._mix = T
         if inner is not None and self._Y is not None:
             transform(inner, T, self._Y.array[:, target])
         self._image_version = system.version
@@ -283,14 +294,14 @@ class GCRODRState(KSPState):
 
         Returns the length of that part.
         """
-        U, C = self.deflated_pair()
         if not self._k:
             return 0.0
-        taken = 0.0
+        part, taken = slice(self._k_max - self._k, self._k_max), 0.0
+        U, C = self._D.array[:, part], self._Q.array[:, part]
         with self.x as x:
             for _ in range(2):
                 c = self._reduce.sum(C.T @ r)
-                subtract(x, U, -c)
+                subtract(x, U, -self._mixed(c))
                 subtract(r, C, c)
                 taken = max(taken, float(np.linalg.norm(c)))
         return taken
@@ -454,7 +465,8 @@ class GCRODRState(KSPState):
         if j:
             y = solve_triangular(R[:j, :j], g[:j])
             with self.x as x:
-                part = np.concatenate([G[: self._k, self._k : self._k + j] @ y, -y])
+                deflated = self._mixed(G[: self._k, self._k : self._k + j] @ y)
+                part = np.concatenate([deflated, -y])
                 subtract(x, D[:, first : V + j], part)
             r.fill(0.0)
             subtract(r, Q[:, V : V + j + 1], -g[j] * omega[j, : j + 1])
@@ -489,10 +501,7 @@ class GCRODRState(KSPState):
         subtract(w, basis[:, -near:], h[-near:])
         before = 0.0
         for _ in range(2):
-            products = np.empty(len(h) + 1)
-            np.matmul(basis.T, w, out=products[:-1])
-            products[-1] = w @ w
-            products = self._reduce.sum(products)
+            products = self._reduce.sum(Q[:, first : last + 1].T @ w)
             part, square = products[:-1], products[-1]
             subtract(w, basis, part)
             h += part
