@@ -5,7 +5,8 @@ Per row: ``iterations``, ``operator_applies`` and ``pc_applies`` are means after
 ``iterating_ms`` the part of ``cpu_ms`` that iterations took, ``true_relres`` the worst of all
 systems, ``n_systems`` how many count, ``failed`` how many missed the tolerance. Times are those of
 ``solver.solve``, assembly excluded. ``first_ms`` is the first system, which sets up what lasts;
-``seed_ms`` the static space, once per campaign. Where all systems have one matrix, ``cholesky`` is
+``seed_ms`` the static space, once per campaign; ``vectors`` of the system's length are stored by a
+recycling solver. Where all systems have one matrix, ``cholesky`` is
 called ``factor_once``, which is what it does.
 """
 
@@ -34,6 +35,7 @@ COLUMNS = (
     "true_relres",
     "n_systems",
     "failed",
+    "vectors",
     "seed_ms",
     "pilot_ms",
 )
@@ -128,6 +130,7 @@ def _row(contest: Contest, contestant: Contestant) -> dict[str, Any]:
         "true_relres": max(turn.true_relres for turn in turns),
         "n_systems": len(counted),
         "failed": sum(not turn.converged for turn in turns),
+        "vectors": getattr(contestant.state, "n_vectors", None),
         "first_ms": 1e3 * seconds[0],
         "seed_ms": 1e3 * contestant.seed_seconds if contestant.seed_seconds else None,
         "pilot_ms": 1e3 * sum(seconds[:skipped]) if is_auto else None,

@@ -223,6 +223,12 @@ class GCRODRState(KSPState):
         s = self._settings
         return f"gcrodr({s.restart},{s.static}+{s.carried})+{super().name}"
 
+    @property
+    def n_vectors(self) -> int:
+        """Vectors of the system's length that are stored for cycles and for handing on."""
+        blocks = [block.array for block in (self._Q, self._D, self._Y) if block is not None]
+        return sum(part.shape[1] for part in (*blocks, self.static, self.carried))
+
     def destroy(self) -> None:
         """Free PETSc objects. Collective."""
         for block in (self._Q, self._D, self._Y):

@@ -289,7 +289,8 @@ class _Report:
         if waiting:
             words.append(f"{waiting:,} of {store.n:,} are still to come.")
         if status.n_unsealed:
-            words.append(f"{status.n_unsealed:,} are not sealed yet; their fields are not in what follows.")
+            n = f"{status.n_unsealed:,}"
+            words.append(f"{n} are not sealed yet; their fields are not in what follows.")
         log = store.solves()
         seconds = log["seconds"].reshape(-1, len(schema.times)).sum(axis=1)
         solves = [
