@@ -94,6 +94,8 @@ RATIOS = (
     Goal("iterating_overhead_carried", 0, 1.5, ("C1",), _TEN, "ilu"),
     Goal("overhead_carried", 0, 1.25, ("C1",), 40_000, "ilu"),
     Goal("iterating_overhead_carried", 0, 1.25, ("C1",), 40_000, "ilu"),
+    Goal("overhead_seldom", 0, 1.5, ("C1",), _TEN, "ilu"),
+    Goal("overhead_seldom", 0, 1.25, ("C1",), 40_000, "ilu"),
     Goal("k0_difference", 0, 1),
     Goal("static_carried_over_paper", 0, 0.8, ("C1", "C2", "C4"), _TEN, "ilu"),
     Goal("static_over_paper", 0, 0.8, ("C1", "C2", "C4"), _TEN, "ilu"),

@@ -4,8 +4,8 @@ All recycling solvers keep at most 20 vectors and restart after 40, unless a num
 otherwise: ``static40`` and ``carried40`` restart after 60, ``static60`` after 80, so that a cycle
 always has 20 new directions. ``carried_paper`` is the published scheme: the space of the
 preconditioned unknown, stored beside its image in solution space. ``static_carried`` keeps 20 + 6
-vectors, which is what fits into that scheme's memory, ``static_carried20`` 15 + 5. Carrying is
-never switched off here (no gate).
+vectors, which is what fits into that scheme's memory, ``static_carried20`` 15 + 5;
+``carried_seldom`` renews at every eighth system. Carrying is never switched off here (no gate).
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ SOLVERS: dict[str, Callable[[str], Any]] = {
     "notcarried": _recycling(20, update="never"),
     "carried_unsorted": _recycling(20),
     "carried_greedy": _recycling(20),
+    "carried_seldom": _recycling(20, interval=8),
     "carried_paper": _recycling(20, target="preconditioned"),
     "static": _recycling(0, 20),
     "static_carried": _recycling(6, 20),
@@ -89,6 +90,7 @@ TABLE = tuple(name for name in SOLVERS if name not in ("carried40", "static40", 
 RECYCLING = (
     "carried_unsorted",
     "carried_greedy",
+    "carried_seldom",
     "carried_paper",
     "static",
     "static_carried",
@@ -96,6 +98,7 @@ RECYCLING = (
 )
 _GREEDY = (
     "carried_greedy",
+    "carried_seldom",
     "carried_paper",
     "carried40",
     "static_carried",

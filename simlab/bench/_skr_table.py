@@ -165,9 +165,11 @@ def ratios(found: Measured) -> dict[str, float | None]:
         "auto_over_best": over("cpu_ms", "auto", best),
         "overhead_static": overhead("static"),
         "overhead_carried": overhead("carried_greedy"),
+        "overhead_seldom": overhead("carried_seldom"),
         "overhead_k0": overhead("gcrodr_k0"),
         "iterating_overhead_static": overhead("static", "iterating_ms"),
         "iterating_overhead_carried": overhead("carried_greedy", "iterating_ms"),
+        "iterating_overhead_seldom": overhead("carried_seldom", "iterating_ms"),
         "k0_difference": _largest_difference(found.turns, "gcrodr_k0", "gmres40"),
     }
 

@@ -28,6 +28,7 @@ _FACTOR_2D, _FACTOR_3D = 60_000, 12_000  # unknowns up to which one factor per s
 _FACTOR_ONCE_2D, _FACTOR_ONCE_3D = 500_000, 50_000  # the same for one factor per campaign
 _ICC_2D = 40_000  # unknowns up to which CG+ICC may beat multigrid in two dimensions
 _PATIENCE = 300  # iterations, where a factor costs less than that many
+_INTERVAL = 8  # systems between two renewals of what GCRO-DR carries
 MANY = 100  # systems from which on a static space may be worth its price
 
 
@@ -106,12 +107,13 @@ def _with_preconditioner(
     """
     is_spd, settings = system.traits.spd, {"preconditioner": preconditioner, **settings}
     plain, recycled = ("cg", "deflated_cg") if is_spd else ("gmres", "gcrodr")
+    rarely = {} if is_spd else {"interval": _INTERVAL}
     preset = {"cg+icc": "cg_icc", "gmres+ilu": "gmres_ilu"}.get(f"{plain}+{preconditioner}")
     found = [
         _make(preset, rtol, **settings)
         if preset
         else _make("krylov", rtol, method=plain, **settings),
-        _make(recycled, rtol, **settings),
+        _make(recycled, rtol, **settings, **rarely),
     ]
     if n_systems >= MANY and not system.traits.matrix_free:
         found.append(_make(recycled, rtol, static=20, carried=0, **settings))

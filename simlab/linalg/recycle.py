@@ -21,6 +21,7 @@ from simlab.linalg.system import LinearSystem, SolveResult, solvers
 __all__ = ["Recycle"]
 
 _CYCLE, _ROOM = 40, 20  # vectors of a GCRO-DR cycle, and how many of them at least are new
+_INTERVAL = 8  # systems between two renewals of what GCRO-DR carries
 
 
 @solvers.register("recycle")
@@ -71,7 +72,7 @@ class Recycle:
         if traits.spd:
             return build(DeflatedCG, table)
         restart = max(_CYCLE, self.static + self.carried + _ROOM)
-        return build(GCRODR, table | {"restart": restart})
+        return build(GCRODR, table | {"restart": restart, "interval": _INTERVAL})
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether the solver that fits can take such systems."""

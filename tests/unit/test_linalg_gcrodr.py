@@ -186,6 +186,18 @@ def test_an_affine_operator_keeps_the_images_of_the_static_space():
     state.destroy()
 
 
+def test_renewals_keep_their_interval():
+    solver = GCRODR(restart=20, carried=8, interval=3, gate=False)
+    state, before, renewed = None, np.zeros((0, 0)), []
+    for system in sequence(7):
+        state = state or solver.init(system)
+        assert solver.solve(system, state)[0].report.converged
+        renewed.append(not np.array_equal(state.carried, before))
+        before = state.carried.copy()
+    assert renewed == [True, False, False, True, False, False, True]
+    state.destroy()
+
+
 def spoilt(kind: str, carried: np.ndarray) -> np.ndarray:
     made = carried.copy(order="F")
     if kind == "duplicate":
