@@ -25,6 +25,7 @@ from simlab.core.runs import RunDirectory
 from simlab.core.samples import Sample
 from simlab.linalg.advisor import begun
 from simlab.linalg.clock import Clock
+from simlab.linalg.seed import Seed
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.pipeline.case import Case
 from simlab.pipeline.order import Order
@@ -105,7 +106,7 @@ class Chain:
         Of the chain, as stored beside the data.
     order : Order
         Gives each sample's position in the order of solving, as stored beside the data.
-    seed : object, optional
+    seed : Seed, optional
         Static space the solver begins with.
     n_systems : int
         About how many systems this group will solve.
@@ -118,7 +119,7 @@ class Chain:
     ) -> None:
         self._case, self._run, self._store, self._group = case, run, store, group
         self.workspace = case.family.setup(group.comm)
-        self.seed: Any = None
+        self.seed: Seed | None = None
         self.n_systems = 0
         self._state: Any = None
         self._adopted: Decision | None = None
@@ -286,6 +287,4 @@ class Chain:
         """Free PETSc objects. Collective on the group."""
         if self._state is not None:
             self._state.destroy()
-        if hasattr(self.seed, "destroy"):
-            self.seed.destroy()
         self.workspace.destroy()

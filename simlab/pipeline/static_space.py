@@ -1,18 +1,17 @@
 """The static space of a campaign: made once, for one reference system, shared by all chains.
 
     group 0      reference sample -> its system -> seed = solver.seed(system) -> static_space.npz
-    all others   the same system -> seed = Seed.load(file, system)
+    all          the same system -> seed = Seed.load(file, system)
 
-A solver takes part by having ``seed(system)``, which returns a value with ``save(path)`` and a
-class method ``load(path, system)``, or None when its settings ask for no such space; every chain
-then begins with ``init(system, seed=seed)``. Where ``auto`` chose such a solver, its space is made
-after the pilot. The file is kept: a resumed run loads it, and makes it anew when it was made for
-another layout of ranks or unknowns (``load`` raises ConfigError).
+A solver takes part by having ``seed(system)``, which returns a :class:`~simlab.linalg.seed.Seed`,
+or None when its settings ask for no such space; every chain then begins with ``init(system,
+seed=seed)``. Where ``auto`` chose such a solver, its space is made after the pilot. The file is
+kept: a resumed run loads it, and makes it anew when it was made for another layout of ranks or
+unknowns.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 from typing import Any
 
@@ -20,6 +19,7 @@ from simlab.core.comm import Group, agreement
 from simlab.core.errors import ConfigError
 from simlab.core.runs import RunDirectory
 from simlab.core.samples import Sample
+from simlab.linalg.seed import Seed
 from simlab.linalg.system import LinearSolver, LinearSystem
 from simlab.pipeline.case import Case
 from simlab.problems.reference import reference
@@ -28,13 +28,13 @@ __all__ = ["shared_seed"]
 
 log = logging.getLogger("simlab.campaign")
 
-_KEY, _FILE = "static_space", "static_space.npz"
+_FILE = "static_space.npz"
 _N_SAMPLES = 64
 
 
 def shared_seed(
     case: Case, solver: LinearSolver, workspace: Any, run: RunDirectory, group: Group
-) -> Any:
+) -> Seed | None:
     """Return the static space of a solver, or None when it has none.
 
     Collective on ``group.parent``.
@@ -48,26 +48,22 @@ def shared_seed(
     """
     if not callable(getattr(solver, "seed", None)):
         return None
-    comm = group.parent
+    comm, path = group.parent, run.path / _FILE
     system = case.family.assemble(_reference(case, group), workspace)
-    kept = None
-    with agreement(comm):
-        if comm.rank == 0 and (run.path / _FILE).is_file():
-            kept = run.manifest().get(_KEY)
-    kind = _class(comm.bcast(kept))
-    seed, why = _loaded(kind, system, run, group)
-    if kind is not None and not why:
+    seed, why = None, ""
+    if comm.bcast(path.is_file()):
+        seed, why = _loaded(system, run, group)
+    if seed is not None:
         return seed
-    made = None
+    is_made = False
     with agreement(comm, asleep=True):
         if group.index == 0:
-            made = _made(case, solver, system, run, group, why)
-    kind = comm.bcast(None if made is None else type(made))
-    if made is not None:
-        _destroy(made)  # group 0 reads the file as well: all have the same bits
-    seed, why = _loaded(kind, system, run, group)
-    if why:
-        raise ConfigError(f"{run.path / _FILE}: {why}")
+            is_made = _make(case, solver, system, run, group, why)
+    if not comm.bcast(is_made):
+        return None
+    seed, why = _loaded(system, run, group)  # group 0 as well: all have the same bits
+    if seed is None:
+        raise ConfigError(f"{path}: {why}")
     return seed
 
 
@@ -83,54 +79,30 @@ def _reference(case: Case, group: Group) -> Sample:
     return sample
 
 
-def _made(
+def _make(
     case: Case, solver: Any, system: LinearSystem, run: RunDirectory, group: Group, why: str
-) -> Any:
-    """Compute and keep the space. Collective on group 0."""
-    seed = solver.seed(system)
+) -> bool:
+    """Compute and keep the space; False when the solver wants none. Collective on group 0."""
+    seed: Seed | None = solver.seed(system)
     if seed is None:
-        return None
-    path, part = run.path / _FILE, run.path / f".part.{_FILE}"
-    seed.save(part)
+        return False
+    seed.save(run.path / _FILE)
     if group.is_root:
-        part.replace(path)
-        name = f"{type(seed).__module__}:{type(seed).__qualname__}"
         n = min(_N_SAMPLES, case.campaign.n)
-        run.update(**{_KEY: {"type": name, "n_samples": n}})
         note = f" (anew: {why})" if why else ""
-        log.info("static space of the mean of %d samples kept in %s%s", n, path, note)
-    return seed
+        log.info("static space of the mean of %d samples: %s%s", n, run.path / _FILE, note)
+    return True
 
 
-def _loaded(kind: Any, system: LinearSystem, run: RunDirectory, group: Group) -> tuple[Any, str]:
-    """Return the space that is kept, and why it cannot be used on some group, if so.
+def _loaded(system: LinearSystem, run: RunDirectory, group: Group) -> tuple[Seed | None, str]:
+    """Return the space that is kept, or None and why some group cannot use it.
 
     Collective on the parent.
     """
     seed, why = None, ""
-    if kind is not None:
-        try:
-            seed = kind.load(run.path / _FILE, system)
-        except ConfigError as error:
-            why = str(error)
-    reasons = [reason for reason in group.parent.allgather(why) if reason]
-    if reasons and seed is not None:
-        _destroy(seed)
-        seed = None
-    return seed, reasons[0] if reasons else ""
-
-
-def _destroy(seed: Any) -> None:
-    if hasattr(seed, "destroy"):
-        seed.destroy()
-
-
-def _class(kept: Any) -> Any:
-    """Return the class a manifest entry names, or None when there is no such class (any more)."""
-    if not isinstance(kept, dict):
-        return None
-    module, _, name = str(kept.get("type", "")).partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
+        seed = Seed.load(run.path / _FILE, system)
+    except ConfigError as error:
+        why = str(error)
+    reasons = [reason for reason in group.parent.allgather(why) if reason]
+    return (None, reasons[0]) if reasons else (seed, "")

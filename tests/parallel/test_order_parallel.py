@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,10 +10,10 @@ import pytest
 
 from simlab.core.comm import split, world
 from simlab.core.config import build
-from simlab.core.errors import ConfigError
 from simlab.core.runs import RunDirectory
 from simlab.linalg.krylov import CGICC
 from simlab.linalg.ordering import orderings
+from simlab.linalg.seed import seed_space
 from simlab.pipeline.case import Case
 from simlab.pipeline.order import Order, make_order
 from simlab.pipeline.static_space import shared_seed
@@ -60,32 +59,15 @@ def test_a_path_as_drawn_is_cut_evenly() -> None:
     assert [len(piece) for piece in order.chains(np.arange(10), 4)] == [3, 3, 2, 2]
 
 
-class Space:
-    """Counts how often it is made and loaded; every rank writes and reads its own entry."""
-
-    made: ClassVar[list[int]] = []
-    refusals: ClassVar[list[int]] = []
-
-    def __init__(self, values: list[float]) -> None:
-        self.values = values
-
-    def save(self, path: Path) -> None:
-        if world().rank == 0:
-            path.write_text(json.dumps(self.values))
-
-    @classmethod
-    def load(cls, path: Path, system) -> Space:
-        if cls.refusals:
-            raise ConfigError(f"layout {cls.refusals.pop()}")
-        return cls(json.loads(path.read_text()))
-
-
 class Seeding(CGICC):
+    """Notes where its static space is made."""
+
     kind: ClassVar[str] = "seeding_for_tests"
+    made: ClassVar[list[int]] = []
 
     def seed(self, system):
-        Space.made.append(world().rank)
-        return Space([system.A.getDiagonal().sum()])
+        self.made.append(world().rank)
+        return seed_space(system, 3)
 
 
 class Unseeded(CGICC):
@@ -109,8 +91,7 @@ def out(tmp_path_factory) -> Path:
     path = world().bcast(tmp_path_factory.mktemp("run") if world().rank == 0 else None)
     if world().rank == 0:
         RunDirectory.start(path, CASE.tables(), resume=True)
-    Space.made.clear()
-    Space.refusals.clear()
+    Seeding.made.clear()
     world().Barrier()
     return path
 
@@ -118,16 +99,18 @@ def out(tmp_path_factory) -> Path:
 @pytest.mark.parallel([1, 2, 4])
 def test_group_0_makes_the_static_space_and_all_load_it(out) -> None:
     seed, group = seed_of(Seeding(), out)
-    assert Space.made == ([world().rank] if group.index == 0 else [])
-    values = world().allgather(seed.values)
-    assert all(other == values[0] for other in values)
+    assert Seeding.made == ([world().rank] if group.index == 0 else [])
+    whole = np.concatenate(group.comm.allgather(seed.vectors))
+    for other in world().allgather(whole):
+        np.testing.assert_array_equal(whole, other)
     again, _ = seed_of(Seeding(), out)
-    assert again.values == seed.values
-    assert len(Space.made) <= 1  # loaded
-    if group.index == group.n_groups - 1:
-        Space.refusals.append(world().rank)  # one group cannot use it: all make it anew
+    np.testing.assert_array_equal(again.vectors, seed.vectors)
+    assert len(Seeding.made) <= 1  # loaded
+    if world().rank == 0:
+        (out / "static_space.npz").write_bytes(b"damaged")
+    world().Barrier()
     seed_of(Seeding(), out)
-    assert len(Space.made) == (2 if group.index == 0 else 0)
+    assert len(Seeding.made) == (2 if group.index == 0 else 0)
     world().Barrier()
 
 

@@ -16,6 +16,7 @@ from simlab.core.runs import RunDirectory
 from simlab.learn.buffers import buffers
 from simlab.linalg.krylov import CGICC
 from simlab.linalg.ordering import path_length, sample_keys
+from simlab.linalg.seed import Seed, seed_space
 from simlab.linalg.system import solvers
 from simlab.pipeline import chain
 from simlab.pipeline.campaign import generate, plan, run_campaign
@@ -30,35 +31,17 @@ N, SEED = 60, 9157
 FAMILY = Darcy(cells=8, fields={"kind": "four_parameter"})
 
 
-class Space:
-    """A static space that knows the system it was made for."""
-
-    made: ClassVar[list[Space]] = []
-
-    def __init__(self, diagonal: float, n: int) -> None:
-        self.diagonal, self.n = diagonal, n
-
-    def save(self, path) -> None:
-        path.write_text(json.dumps([self.diagonal, self.n]))
-
-    @classmethod
-    def load(cls, path, system) -> Space:
-        space = cls(*json.loads(path.read_text()))
-        if space.n != system.A.getSize()[0]:
-            raise ConfigError(f"{space.n} unknowns instead of {system.A.getSize()[0]}")
-        return space
-
-
 class Carrying(CGICC):
     """A solver that wants an order, prepares a static space and reports an event."""
 
     kind: ClassVar[str] = "carrying_for_tests"
     wants_order: ClassVar[bool] = True
-    begun: ClassVar[list[Space | None]] = []
+    made: ClassVar[list[tuple[float, Seed]]] = []
+    begun: ClassVar[list[Seed | None]] = []
 
     def seed(self, system):
-        Space.made.append(Space(system.A.getDiagonal().sum(), system.A.getSize()[0]))
-        return Space.made[-1]
+        self.made.append((system.A.getDiagonal().sum(), seed_space(system, 2)))
+        return self.made[-1][1]
 
     def init(self, system, seed=None):
         self.begun.append(seed)
@@ -78,7 +61,7 @@ def carrying(monkeypatch):
     """Register the solver for one test."""
     solvers.kinds()
     monkeypatch.setitem(solvers._kinds, Carrying.kind, Carrying)
-    Space.made.clear()
+    Carrying.made.clear()
     Carrying.begun.clear()
     return Carrying
 
@@ -262,7 +245,7 @@ def test_the_winner_of_the_pilot_has_its_order_and_its_static_space(tmp_path, ca
     assert walk[1 : len(held_out)].tolist() != held_out[1:].tolist()
     pilot, begun = carrying.begun
     assert pilot is None
-    assert begun.diagonal == Space.made[0].diagonal
+    np.testing.assert_array_equal(begun.vectors, carrying.made[0][1].vectors)
 
 
 def test_the_static_space_is_made_once_for_the_reference(tmp_path, carrying, monkeypatch) -> None:
@@ -272,18 +255,22 @@ def test_the_static_space_is_made_once_for_the_reference(tmp_path, carrying, mon
         _, directory = run(case, tmp_path / "run")
     workspace = FAMILY.setup(self_comm())
     system = FAMILY.assemble(reference(FAMILY.space.sample(N, SEED)), workspace)
-    assert [space.diagonal for space in Space.made] == [pytest.approx(system.A.getDiagonal().sum())]
-    assert carrying.begun[-1].diagonal == Space.made[0].diagonal
+    assert [total for total, _ in carrying.made] == [pytest.approx(system.A.getDiagonal().sum())]
+    np.testing.assert_array_equal(carrying.begun[-1].vectors, carrying.made[0][1].vectors)
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         run(case, tmp_path / "run")
-    assert len(Space.made) == 1
+    assert len(carrying.made) == 1
     assert len(carrying.begun) == 2
-    Space(1.0, 9999).save(directory.path / "static_space.npz")  # of another layout
+    small = Darcy(cells=4)
+    other = small.setup(self_comm())
+    of_another_layout = seed_space(small.assemble(small.space.sample(1, SEED)[0], other), 2)
+    of_another_layout.save(directory.path / "static_space.npz")
     run(case, tmp_path / "run")
-    assert len(Space.made) == 2
-    assert carrying.begun[-1].n == 64
+    assert len(carrying.made) == 2
+    assert carrying.begun[-1].vectors.shape == (64, 2)
     workspace.destroy()
+    other.destroy()
 
 
 def test_events_of_the_solver_are_logged_and_kept(tmp_path, carrying, caplog) -> None:
