@@ -107,7 +107,7 @@ def _with_preconditioner(
     """
     is_spd, settings = system.traits.spd, {"preconditioner": preconditioner, **settings}
     plain, recycled = ("cg", "deflated_cg") if is_spd else ("gmres", "gcrodr")
-    rarely = {} if is_spd else {"interval": _INTERVAL}
+    rarely = {} if system.traits.symmetric else {"interval": _INTERVAL}
     preset = {"cg+icc": "cg_icc", "gmres+ilu": "gmres_ilu"}.get(f"{plain}+{preconditioner}")
     found = [
         _make(preset, rtol, **settings)

@@ -72,7 +72,9 @@ class Recycle:
         if traits.spd:
             return build(DeflatedCG, table)
         restart = max(_CYCLE, self.static + self.carried + _ROOM)
-        return build(GCRODR, table | {"restart": restart, "interval": _INTERVAL})
+        # near the resonances of an indefinite matrix, another sample's modes do harm
+        interval = 1 if traits.symmetric else _INTERVAL
+        return build(GCRODR, table | {"restart": restart, "interval": interval})
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether the solver that fits can take such systems."""
