@@ -41,12 +41,11 @@ def test_auto_does_not_say_so_where_the_matrix_varies() -> None:
     case = load_case(CASES / "thermal_block.toml", ["family.mesh.size=0.06"], smoke=True)
     workspace = case.family.setup(self_comm())
     state = None
-    for mu in case.family.space.sample(4, seed=90121):
+    for mu in case.family.space.sample(1 + case.solver.pilot, seed=90121):
         system = case.family.assemble(mu, workspace)
         state = case.solver.init(system) if state is None else state
         result, state = case.solver.solve(system, state)
         assert system.residual(result.x) <= case.solver.rtol
-        assert "kept" not in result.report.note
     assert chosen(state) is not None
     assert "once" not in state.reason
     state.destroy()
