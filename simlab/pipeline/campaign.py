@@ -59,6 +59,7 @@ def generate(
     n: int = 200,
     seed: int = 71093,
     solver: Any = "auto",
+    sampler: Any = None,
     resume: bool = True,
     fresh: bool = False,
     comm: MPI.Comm | None = None,
@@ -76,6 +77,8 @@ def generate(
         Number of samples and seed of the study.
     solver : str, mapping or LinearSolver
         Kind, table or instance.
+    sampler : str, mapping or Sampler, optional
+        How scalar parameters are spread over their box; independent and uniform when left out.
     resume, fresh : bool
         Go on with a run that is there (default), or delete it and start again.
 
@@ -90,7 +93,7 @@ def generate(
         For wrong input, before any work.
     """
     comm = comm or world()
-    case = Case(family=family, solver=solver, campaign=Campaign(n=n, seed=seed))
+    case = Case(family=family, solver=solver, campaign=Campaign(n=n, seed=seed, sampler=sampler))
     run = RunDirectory(out)
     with agreement(comm):
         if comm.rank == 0:
@@ -120,7 +123,7 @@ def check_case(case: Case) -> None:
             f"family {case.family.kind}: {case.family.steps} steps, but {len(schema.times)} times"
         )
     last = case.campaign.n - 1
-    for sample in case.family.space.sample(1, case.campaign.seed, last):
+    for sample in case.space.sample(1, case.campaign.seed, last):
         schema.check_sample(sample)
     if case.train is not None:
         case.train.operator.check(schema)
@@ -151,7 +154,8 @@ def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
     return {
         "family": f"{case.family.kind}, {case.family.steps} step(s)",
         "grid": " x ".join(map(str, schema.shape)),
-        "samples": f"{campaign.n} ({splits}), seed {campaign.seed}",
+        "samples": f"{campaign.n} ({splits}), seed {campaign.seed}, "
+        f"{campaign.sampler.kind if campaign.sampler else 'independent'}",
         "fields": ", ".join(f"{spec.name} ({spec.role})" for spec in schema.fields),
         "parameters": ", ".join(schema.parameters) or "none",
         "solver": f"{case.solver.kind}, rtol {case.solver.rtol:.1e}",

@@ -13,6 +13,7 @@ anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,9 @@ from simlab.core.errors import ConfigError
 from simlab.learn.settings import TrainSettings
 from simlab.linalg.ordering import orderings
 from simlab.linalg.system import LinearSolver, solvers
-from simlab.problems.family import ProblemFamily, families
+from simlab.problems.family import ParameterSpace, ProblemFamily, families
+from simlab.problems.samplers import Sampler, samplers
+from simlab.problems.spaces import sampled_by
 
 __all__ = ["Campaign", "Case", "load_case"]
 
@@ -32,6 +35,10 @@ _PATH_KEYS = ("file", "mesh")
 
 def _order(value: Any) -> Any:
     return value if value == "auto" else orderings.build(value)
+
+
+def _sampler(value: Any) -> Sampler | None:
+    return None if value is None else samplers.build(value)
 
 
 @settings
@@ -43,6 +50,10 @@ class Campaign:
     n : int
         Samples; sample ``i`` of a seed is the same in every campaign.
     seed : int
+    sampler : a sampler's kind or table, optional
+        How scalar parameters are spread over their box: ``"sobol"``, ``"halton"``,
+        ``{ kind = "lhs", n = 200 }``, ``{ kind = "list", file = "points.csv" }``; independent and
+        uniform when left out. Fields are drawn as ever.
     train, valid, test : float
         Shares of the three splits; they add up to 1.
     order : "auto", or an ordering's kind or table
@@ -57,6 +68,7 @@ class Campaign:
 
     n: int = Field(200, ge=1)
     seed: int = Field(71093, ge=0)
+    sampler: Annotated[Sampler | None, PlainValidator(_sampler)] = None
     train: float = Field(0.8, ge=0, le=1)
     valid: float = Field(0.1, ge=0, le=1)
     test: float = Field(0.1, ge=0, le=1)
@@ -84,6 +96,12 @@ class Case:
     solver: Annotated[LinearSolver, solvers.field] = Field(default="auto", validate_default=True)
     campaign: Campaign = Campaign()
     train: TrainSettings | None = None
+
+    @cached_property
+    def space(self) -> ParameterSpace:
+        """The family's parameter space, spread by the campaign's sampler."""
+        sampler = self.campaign.sampler
+        return self.family.space if sampler is None else sampled_by(self.family.space, sampler)
 
     def tables(self) -> dict[str, Any]:
         """Return the case as plain tables: the manifest entry and the resolved case file."""

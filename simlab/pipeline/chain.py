@@ -206,7 +206,7 @@ class Chain:
     def _solve(self, index: int, writer: Any) -> None:
         case, outcome = self._case, self._outcome
         with self.clock("draw"), agreement(self._group.comm):
-            mu = case.family.space.sample(1, case.campaign.seed, index)[0]
+            mu = case.space.sample(1, case.campaign.seed, index)[0]
             self._begin(mu, writer)
         try:
             for step in trajectory(case.family, mu, self.workspace, self._step, self.clock):

@@ -214,7 +214,7 @@ def _rows(
     case: Case, ids: np.ndarray, comm: MPI.Comm
 ) -> tuple[KeyReduction | None, np.ndarray | None]:
     """Reduce every sample to a row; all rows on rank 0, shape (len(ids), width). Collective."""
-    space, seed = case.family.space, case.campaign.seed
+    space, seed = case.space, case.campaign.seed
     reduction = None
     with agreement(comm):
         if comm.rank == 0 and len(ids):

@@ -69,7 +69,7 @@ def shared_seed(
 
 def _reference(case: Case, group: Group) -> Sample:
     """Return the reference sample, the same on every rank. Collective on the parent."""
-    comm, space = group.parent, case.family.space
+    comm, space = group.parent, case.space
     found = None
     with agreement(comm):
         if comm.rank == 0:

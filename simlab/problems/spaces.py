@@ -1,34 +1,64 @@
 """Parameter spaces: a box of scalars, one input field, and products of such spaces.
 
 Every part of sample ``i`` is drawn from a stream of its own, a function of the seed, ``i`` and the
-part's names, so parts are independent and no sample needs the ones before it.
+part's names, so parts are independent and no sample needs the ones before it. Scalars may be spread
+by another sampler than the uniform one (:mod:`.samplers`); fields never are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from simlab.core.samples import Sample, generator
+from simlab.core.errors import ConfigError
+from simlab.core.samples import Sample
 from simlab.problems.family import ParameterSpace
 from simlab.problems.fields import Field
+from simlab.problems.samplers import Sampler, Uniform
 
-__all__ = ["Box", "FieldSpace", "Product"]
+__all__ = ["Box", "FieldSpace", "Product", "sampled_by"]
+
+
+def sampled_by(space: ParameterSpace, sampler: Sampler) -> ParameterSpace:
+    """Return a space whose scalar parameters are spread by a sampler.
+
+    Spaces take part by having ``with_sampler(sampler)``, which returns a new space.
+
+    Raises
+    ------
+    ConfigError
+        When the space has no box of scalars.
+    """
+    made: ParameterSpace = _resampled(space, sampler)
+    if made is space:
+        raise ConfigError(
+            f"sampler {sampler.kind!r} spreads scalar parameters over their box, and this family "
+            f"draws {', '.join(space.names)} otherwise: leave the sampler out"
+        )
+    return made
+
+
+def _resampled(space: Any, sampler: Sampler) -> Any:
+    change = getattr(space, "with_sampler", None)
+    return space if change is None else change(sampler)
 
 
 @dataclass(frozen=True)
 class Box:
-    """Scalar parameters, independent and uniform between bounds.
+    """Scalar parameters between bounds, independent and uniform unless a sampler says otherwise.
 
     Attributes
     ----------
     bounds : mapping of str to (float, float)
         Low and high of every parameter, by name.
+    sampler : Sampler
     """
 
     bounds: Mapping[str, tuple[float, float]]
+    sampler: Sampler = field(default_factory=Uniform)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,14 +67,15 @@ class Box:
 
     def sample(self, n: int, seed: int, start: int = 0) -> list[Sample]:
         """Return samples ``start .. start + n - 1``."""
-        low, high = np.array(list(self.bounds.values()), dtype=float).T
-        stream = "box " + " ".join(self.names)
-        samples = []
-        for index in range(start, start + n):
-            values = generator(seed, index, stream).uniform(low, high)
-            named = {name: float(value) for name, value in zip(self.names, values, strict=True)}
-            samples.append(Sample(index, seed, named))
-        return samples
+        points = self.sampler.draw(self.bounds, n, seed, start).tolist()
+        return [
+            Sample(index, seed, dict(zip(self.names, point, strict=True)))
+            for index, point in enumerate(points, start)
+        ]
+
+    def with_sampler(self, sampler: Sampler) -> Box:
+        """Return the same box, spread by another sampler."""
+        return replace(self, sampler=sampler)
 
     def contains(self, mu: Sample) -> bool:
         """Return whether every parameter is there and within its bounds."""
@@ -114,6 +145,12 @@ class Product:
             values = {name: x for piece in pieces for name, x in piece.fields.items()}
             merged.append(Sample(pieces[0].index, seed, parameters, values))
         return merged
+
+    def with_sampler(self, sampler: Sampler) -> Product:
+        """Return the product with every box in it spread by another sampler; self if none is."""
+        parts = tuple(_resampled(part, sampler) for part in self.parts)
+        changed = any(new is not old for new, old in zip(parts, self.parts, strict=True))
+        return Product(parts) if changed else self
 
     def contains(self, mu: Sample) -> bool:
         """Return whether every part contains the sample."""
