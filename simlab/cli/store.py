@@ -118,15 +118,42 @@ def solves(
 @view.command()
 def pdebench(
     path: _Directory,
+    layout: Annotated[
+        str, typer.Option(help="darcy, scalar, flow or groups; auto: what the schema fits.")
+    ] = "auto",
     nu: Annotated[str | None, typer.Option(help="Input field shown as nu.")] = None,
     tensor: Annotated[str | None, typer.Option(help="Output field shown as tensor.")] = None,
 ) -> None:
-    """Make PDEBench's Darcy layout, and check it."""
-    from simlab.store import views
+    """Make the file that PDEBench's loaders read, and check it."""
+    from simlab.store.pdebench import pdebench as make
 
     store = _open(path)
-    made = views.pdebench(store, nu=nu, tensor=tensor)
-    problems = views.verify_pdebench(store, made)
+    _check_view(store, make(store, layout=layout, nu=nu, tensor=tensor))
+
+
+@view.command()
+def master(path: _Directory) -> None:
+    """Make one file that shows all sealed trajectories, and check it."""
+    from simlab.store.views import master as make
+
+    store = _open(path)
+    _check_view(store, make(store))
+
+
+@view.command("verify")
+def verify_view(
+    path: _Directory,
+    name: Annotated[str, typer.Argument(help="The view: a file in views/.")],
+) -> None:
+    """Check a view before it is used: are all sources there, and what was sealed."""
+    store = _open(path)
+    _check_view(store, store.path / "views" / name)
+
+
+def _check_view(store: SnapshotStore, made: Path) -> None:
+    from simlab.store.views import verify_view
+
+    problems = verify_view(store, made)
     for problem in problems:
         typer.echo(problem)
     if problems:

@@ -1,4 +1,4 @@
-"""Sealed stores through other people's loaders: The Well's package, and PDEBench's Darcy layout."""
+"""Sealed stores through The Well's own loader."""
 
 import warnings
 
@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from store_helpers import SEED, make_mesh, make_schema, sample_of, step_of, write
 
-from simlab.core.samples import Sample
-from simlab.store.schema import Axis, FieldSpec, Schema
 from simlab.store.store import SnapshotStore
-from simlab.store.views import pdebench, verify_pdebench
 
 pytest.importorskip("the_well")
 
@@ -201,63 +198,3 @@ def test_the_format_check_can_fail(tmp_path):
         file["t0_fields/u"].attrs["time_varying"] = False
     with pytest.raises(AssertionError):
         check_well_format(path)
-
-
-# PDEBench
-
-
-def darcy(path, n=20):
-    axes = tuple(
-        Axis(name, tuple(np.linspace(0, 1, size).tolist())) for name, size in (("x", 9), ("y", 6))
-    )
-    schema = Schema("darcy", axes, (FieldSpec("a", role="input"), FieldSpec("u")))
-    store = SnapshotStore.create(path, schema, n=n, seed=SEED)
-    rng = np.random.default_rng(5)
-    values = {}
-    with store.writer(segment_bytes=3000) as writer:
-        for traj in rng.permutation(n).tolist():
-            values[traj] = rng.random((2, 9, 6))
-            writer.begin(Sample(traj, SEED, {}, {"a": values[traj][0]}))
-            writer.append(traj, 0, 0.0, {"u": values[traj][1]})
-            writer.finish(traj)
-    store.seal(final=True, shard_bytes=4000)
-    return store, values
-
-
-def test_pdebench_view_shows_the_stored_values(tmp_path, monkeypatch):
-    store, values = darcy(tmp_path / "s")
-    path = pdebench(store)
-    assert verify_pdebench(store, path) == []
-    monkeypatch.chdir("/")  # sources are found beside the view, not from where one stands
-    with h5py.File(path) as file:
-        ids = [t for split in ("test", "valid", "train") for t in store.split(split).ids.tolist()]
-        assert file["tensor"].shape == (20, 1, 9, 6)
-        assert file["nu"].shape == (20, 9, 6)
-        for row, traj in enumerate(ids):
-            assert np.array_equal(file["nu"][row], values[traj][0].astype(np.float32))
-            assert np.array_equal(file["tensor"][row, 0], values[traj][1].astype(np.float32))
-        assert file["x-coordinate"].shape == (9,)
-        assert file["y-coordinate"].shape == (6,)
-        assert file.attrs["n_test"] == 2
-
-
-def test_pdebench_view_with_a_missing_source_reads_nan_and_is_refused(tmp_path):
-    store, _ = darcy(tmp_path / "s")
-    path = pdebench(store)
-    victim = next((store.path / "data" / "test").glob("*.h5"))
-    victim.rename(tmp_path / "away.h5")
-    assert any("is missing" in line for line in verify_pdebench(store, path))
-    with h5py.File(path) as file:
-        assert np.isnan(file["tensor"][:2]).any()
-        assert not (file["tensor"][:] == 0).any()
-
-
-def test_pdebench_view_refuses_other_layouts(tmp_path):
-    from simlab.core.errors import ConfigError
-
-    store = campaign(tmp_path / "s", make_schema(2, 3), n=10)
-    with pytest.raises(ConfigError, match="stationary 2-D"):
-        pdebench(store)
-    other, _ = darcy(tmp_path / "d", n=10)
-    with pytest.raises(ConfigError, match="given 'b'; there are: a"):
-        pdebench(other, nu="b")
