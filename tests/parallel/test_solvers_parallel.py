@@ -84,7 +84,7 @@ def test_the_pilot_decides_the_same_everywhere_and_leaves_out_fast():
     solver = solvers.build("auto")
     system = grid_system((30, 31), comm=comm)
     state = solver.init(system)
-    for _ in range(4):
+    for _ in range(solver.pilot):
         result, state = solver.solve(system, state)
         everywhere(comm, result.report.converged)
     everywhere(comm, len(set(comm.allgather(state.reason))) == 1)

@@ -99,7 +99,8 @@ def test_the_advisor_obeys_the_command_line(command_line):
     system = grid_system((24, 24))
     solver = Auto()
     state = solver.init(system)
-    result, state = solver.solve(system, state)
-    assert result.report.solver == "cg+sor"
+    for _ in range(solver.pilot):
+        result, state = solver.solve(system, state)
+        assert result.report.solver.endswith("+sor")
     assert "-pc_type" in state.reason
     state.destroy()
