@@ -20,6 +20,7 @@ import numpy as np
 from simlab.core.errors import StoreError
 from simlab.core.samples import Trajectory, generator
 from simlab.learn.encoding import Encoding, Statistics
+from simlab.learn.lookup import StoreSteps
 from simlab.store.follow import Begin, End, Event, Position
 from simlab.store.schema import Schema
 from simlab.store.store import SnapshotStore
@@ -33,12 +34,21 @@ class Item(NamedTuple):
     traj: int
     step: int
     row: np.ndarray
+    attempt: int = 1
 
 
 class Stream(Protocol):
-    """Where a trainer gets its items from."""
+    """Where a trainer gets its items from.
+
+    Attributes
+    ----------
+    schema : Schema
+    finished : list of int
+        Trajectories that are complete, in the order in which they were found to be; only grows.
+    """
 
     schema: Schema
+    finished: list[int]
 
     def poll(self, at_most: int) -> list[Item]:
         """Return the next items; an empty list when there are none for now. Never waits."""
@@ -56,6 +66,18 @@ class Stream(Protocol):
 
     def rewind(self) -> None:
         """Begin another pass."""
+        ...
+
+    def ids(self) -> np.ndarray:
+        """Return the trajectories there are or will be, int64, sorted."""
+        ...
+
+    def is_over(self, traj: int) -> bool:
+        """Whether this pass has delivered all of a trajectory there will ever be."""
+        ...
+
+    def row(self, traj: int, step: int) -> np.ndarray:
+        """Return an item that was delivered before once more, shape (row_size,)."""
         ...
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
@@ -91,6 +113,8 @@ class MemoryStream:
         self._encoding = Encoding(schema)
         self._trajectories = trajectories
         self._conditions = [self._encoding.condition(t.sample) for t in trajectories]
+        self._index = {t.sample.index: place for place, t in enumerate(trajectories)}
+        self.finished = sorted(self._index)
         self._seed, self._pass, self._position = seed, 0, 0
         self._shuffle()
 
@@ -123,6 +147,19 @@ class MemoryStream:
         """Begin another pass in a new order."""
         self._pass, self._position = self._pass + 1, 0
         self._shuffle()
+
+    def ids(self) -> np.ndarray:
+        """Return the sample indices, sorted."""
+        return np.array(self.finished, dtype=np.int64)
+
+    def is_over(self, traj: int) -> bool:
+        """Whether the pass is over: before that any trajectory may still give an item."""
+        return self.is_exhausted
+
+    def row(self, traj: int, step: int) -> np.ndarray:
+        """Return one item, shape (row_size,)."""
+        place = self._index[traj]
+        return self._encoding.step(self._trajectories[place], self._conditions[place], step)
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by sample index."""
@@ -165,6 +202,9 @@ class FollowedStream:
         self.schema: Schema = self._store.schema
         self._encoding = Encoding(self.schema)
         self._statistics: dict[int, Statistics] | None = {}
+        self._steps = StoreSteps(self._store, self._encoding)
+        self.finished: list[int] = []
+        self._is_finished: set[int] = set()
         self._start()
 
     def _start(self) -> None:
@@ -205,6 +245,9 @@ class FollowedStream:
             del self._open[event.traj]
             if event.status == "done":
                 self._done.add(event.traj)
+                if event.traj not in self._is_finished:
+                    self._is_finished.add(event.traj)
+                    self.finished.append(event.traj)
             elif event.status == "failed":
                 self._failed.add(event.traj)
             return None
@@ -222,7 +265,7 @@ class FollowedStream:
             new = Statistics.of(self._encoding, row[None])
             old = self._statistics.get(event.traj)
             self._statistics[event.traj] = new if old is None else Statistics.merged([old, new])
-        return Item(event.traj, event.step, row)
+        return Item(event.traj, event.step, row, event.attempt)
 
     @property
     def is_exhausted(self) -> bool:
@@ -237,6 +280,18 @@ class FollowedStream:
     def rewind(self) -> None:
         """Follow the store from its beginning again."""
         self._start()
+
+    def ids(self) -> np.ndarray:
+        """Return the trajectories of the split, made or not, int64, sorted."""
+        return np.sort(self._store.ids(self._split))
+
+    def is_over(self, traj: int) -> bool:
+        """Whether a trajectory is done, or failed and the campaign complete: else it may go on."""
+        return traj in self._done or self._is_exhausted
+
+    def row(self, traj: int, step: int) -> np.ndarray:
+        """Return one item by a random read of the store, shape (row_size,)."""
+        return self._steps.row(traj, step)
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by id that did not fail.
@@ -262,6 +317,7 @@ class FollowedStream:
             "next": sorted(self._next.items()),
             "done": sorted(self._done),
             "failed": sorted(self._failed),
+            "finished": self.finished,
             "attempts": [(traj, item.attempt) for traj, item in self._open.items()],
             "n_items": self._n_items,
         }
@@ -280,6 +336,8 @@ class FollowedStream:
         self._n_items = plain["n_items"]
         self._next = {traj: step for traj, step in plain["next"]}
         self._done, self._failed = set(plain["done"]), set(plain["failed"])
+        self.finished[:] = plain["finished"]
+        self._is_finished = set(self.finished)
         self._open = {
             traj: _Open(attempt, condition)
             for (traj, attempt), condition in zip(

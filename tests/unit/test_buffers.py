@@ -9,9 +9,10 @@ from scipy.stats import chisquare
 
 from simlab.core.config import as_table
 from simlab.core.errors import ConfigError
-from simlab.learn.buffers import FIFO, FIRO, Reservoir, buffers
+from simlab.learn.buffers import FIFO, FIRO, ReplayMix, Reservoir, buffers
 
 KINDS = sorted(buffers.kinds())
+RESERVOIRS = ["batch_reservoir", "replay", "reservoir", "time_stratified"]
 
 
 def row(number):
@@ -30,17 +31,21 @@ def make(kind, capacity=8, seed=3301, **more):
 class ReservoirLaw(RuleBasedStateMachine):
     """Any sequence of puts and gets, against a model that knows what was put and what was seen."""
 
-    @initialize(capacity=st.integers(1, 9), threshold=st.integers(0, 4), seed=st.integers(0, 999))
-    def build(self, capacity, threshold, seed):
-        self.threshold = min(threshold, capacity - 1)
-        settings = Reservoir(capacity=capacity, threshold=self.threshold)
-        self.buffer = settings.build(2, seed)
+    @initialize(
+        kind=st.sampled_from(RESERVOIRS),
+        capacity=st.integers(1, 9),
+        threshold=st.integers(0, 4),
+        seed=st.integers(0, 999),
+    )
+    def build(self, kind, capacity, threshold, seed):
+        self.kind, self.threshold = kind, min(threshold, capacity - 1)
+        self.buffer = make(kind, capacity, seed, threshold=self.threshold)
         self.unseen, self.seen, self.n = set(), set(), 0
         self.finished = False
 
     @rule()
     def put(self):
-        accepted = self.buffer.put(row(self.n))
+        accepted = self.buffer.put(row(self.n), self.n % 5)
         assert accepted == (len(self.unseen) < self.buffer.capacity)
         if accepted:
             self.unseen.add(self.n)
@@ -50,7 +55,8 @@ class ReservoirLaw(RuleBasedStateMachine):
     def get(self, size):
         held = len(self.buffer)
         batch = self.buffer.get(size)
-        if held == 0 or (held <= self.threshold and not self.finished):
+        is_short = self.kind == "batch_reservoir" and held < min(size, self.buffer.capacity)
+        if held == 0 or ((held <= self.threshold or is_short) and not self.finished):
             assert batch is None
             return
         drawn = numbers(batch)
@@ -71,6 +77,9 @@ class ReservoirLaw(RuleBasedStateMachine):
             assert self.buffer.n_seen == len(self.buffer) - len(self.unseen)
             assert self.buffer.n_put == len(self.unseen) + len(self.seen)
             assert len(self.buffer) <= self.buffer.capacity
+            state = self.buffer.state()
+            assert state["draws"][0] == state["unseen"]
+            assert sum(state["ages"]) == sum(state["draws"]) == len(self.buffer)
 
     def teardown(self):
         if hasattr(self, "buffer") and len(self.buffer):
@@ -86,23 +95,109 @@ TestReservoirLaw = ReservoirLaw.TestCase
 TestReservoirLaw.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
-def test_reservoir_picks_uniformly():
-    buffer = make("reservoir", capacity=50, threshold=0)
+@pytest.mark.parametrize("kind", RESERVOIRS)
+def test_reservoirs_pick_uniformly(kind):
+    """Over 1e5 draws; equal numbers of each time, so that strata do not show."""
+    buffer = make(kind, capacity=50, threshold=0)
     for number in range(50):
-        buffer.put(row(number))
+        buffer.put(row(number), number % 5)
     while buffer.n_unseen:
         buffer.get(7)
     counts = np.zeros(50)
-    for _ in range(4000):
-        np.add.at(counts, numbers(buffer.get(12)), 1)
+    for _ in range(2100):
+        np.add.at(counts, numbers(buffer.get(48)), 1)
+    assert counts.sum() > 1e5
     assert chisquare(counts).pvalue > 1e-3
 
 
-def test_reservoir_repeats_as_the_rates_say():
+def test_time_stratified_picks_times_uniformly():
+    buffer = make("time_stratified", capacity=100, threshold=0, width=2)
+    steps = [0] * 70 + [1] * 10 + [2, 3] + [9] * 18
+    for number, step in enumerate(steps):
+        buffer.put(row(number), step)
+    counts = np.zeros(100)
+    for _ in range(8000):
+        np.add.at(counts, numbers(buffer.get(1)), 1)
+    by_stratum = [counts[:80].sum(), counts[80:82].sum(), counts[82:].sum()]
+    assert chisquare(by_stratum).pvalue > 1e-3
+    assert chisquare(counts[:80]).pvalue > 1e-3
+    drawn = numbers(buffer.get(60))  # more than the small strata hold: each still once
+    assert len(set(drawn)) == 60
+    assert {80, 81, *range(82, 100)} <= set(drawn)
+
+
+class Committed:
+    """An archive of rows that the buffer never saw."""
+
+    def __init__(self, n):
+        self.n, self.reads = n, []
+
+    def __len__(self):
+        return self.n
+
+    def rows(self, picks):
+        self.reads += picks.tolist()
+        return np.stack([row(1000 + i) for i in picks]) if len(picks) else np.zeros((0, 2))
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5, 0.8, 1.0])
+def test_replay_mixes_as_q_says(q):
+    buffer, archive = make("replay", capacity=20, threshold=0, q=q), Committed(40)
+    buffer.draw_from(archive)
+    for number in range(20):
+        buffer.put(row(number))
+    drawn = [number for _ in range(1000) for number in numbers(buffer.get(10))]
+    old = [number - 1000 for number in drawn if number >= 1000]
+    assert old == archive.reads if q == 1 else sorted(old) == sorted(archive.reads)
+    assert len(drawn) == buffer.n_got == 10_000
+    assert abs(len(old) - 1e4 * q) <= 3 * np.sqrt(1e4 * q * (1 - q))
+    assert buffer.state()["replayed"] == len(old)
+    if q:
+        assert chisquare(np.bincount(old, minlength=40)).pvalue > 1e-3
+
+
+def test_replay_waits_for_more_than_the_buffer_holds():
+    buffer, archive = make("replay", capacity=20, threshold=0, q=1.0), Committed(20)
+    buffer.draw_from(archive)
+    assert buffer.get(3) is None
+    buffer.put(row(1))
+    assert numbers(buffer.get(3)) == [1]
+    archive.n = 21
+    assert min(numbers(buffer.get(3))) >= 1000
+
+
+def test_batch_reservoir_hands_out_whole_batches():
+    buffer = make("batch_reservoir", capacity=8, threshold=0)
+    for number in range(3):
+        buffer.put(row(number))
+    assert buffer.get(4) is None
+    assert sorted(numbers(buffer.get(3))) == [0, 1, 2]
+    buffer.finish()
+    assert sorted(numbers(buffer.get(4))) == [0, 1, 2]
+
+
+def test_state_tells_draws_and_ages():
+    buffer = make("reservoir", capacity=4, threshold=0)
+    for number in range(4):
+        buffer.put(row(number), step=number)
+    for _ in range(3):
+        buffer.get(4)
+    buffer.put(row(9))
+    state = buffer.state()
+    assert state["draws"] == [1, 0, 0, 3, 0, 0, 0, 0, 0]
+    assert (state["unseen"], state["seen"], state["put"], state["got"]) == (1, 3, 5, 12)
+    assert 4 <= state["oldest"] <= 5
+    assert sum(state["ages"]) == 4
+    assert 9 in buffer.columns([0])
+    assert buffer.columns([0, 1]).shape == (4, 2)
+
+
+@pytest.mark.parametrize("kind", RESERVOIRS)
+def test_reservoirs_repeat_as_the_rates_say(kind):
     """In steady state each item is drawn get/put times on average, whatever its place in time."""
-    buffer, ratio, counts = make("reservoir", capacity=100, threshold=0), 4, np.zeros(4000)
+    buffer, ratio, counts = make(kind, capacity=100, threshold=0), 4, np.zeros(4000)
     for number in range(4000):
-        assert buffer.put(row(number))
+        assert buffer.put(row(number), number % 10)
         if number >= 50:
             np.add.at(counts, numbers(buffer.get(ratio)), 1)
     steady = counts[300:3200]
@@ -153,11 +248,13 @@ def test_state_round_trip(kind, actions, cut):
             if step == 0:
                 out.append(buffer.get(3))
             else:
-                out.append(buffer.put(row(number)))
+                out.append(buffer.put(row(number), number % 3))
                 number += 1
         return out, number
 
     one, two = make(kind), make(kind)
+    for buffer in (one, two):
+        buffer.draw_from(Committed(9))
     _, number = play(one, actions[:cut], 0)
     two.load_state_dict(one.state_dict())
     first, _ = play(one, actions[cut:], number)
@@ -165,6 +262,7 @@ def test_state_round_trip(kind, actions, cut):
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a is b
     assert (one.n_put, one.n_got, len(one)) == (two.n_put, two.n_got, len(two))
+    assert one.state() == two.state()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +296,7 @@ def test_seed_decides():
     assert draws(71) != draws(72)
 
 
-@pytest.mark.parametrize("cls", [FIRO, Reservoir])
+@pytest.mark.parametrize("cls", [FIRO, ReplayMix, Reservoir])
 def test_threshold_must_leave_room(cls):
     with pytest.raises(
         (ConfigError, ValueError), match="threshold = 20 is not below capacity = 20"
@@ -207,6 +305,7 @@ def test_threshold_must_leave_room(cls):
 
 
 def test_retains_says_what_is_never_lost():
-    assert make("reservoir", capacity=8).retains(8)
-    assert not make("reservoir", capacity=8).retains(9)
+    for kind in RESERVOIRS:
+        assert make(kind, capacity=8).retains(8)
+        assert not make(kind, capacity=8).retains(9)
     assert not FIFO(capacity=8).build(2, 1).retains(1)
