@@ -1,0 +1,25 @@
+"""The bench of the store: the agreed keys, every contestant, the same values read by all."""
+
+import json
+
+import pytest
+
+from simlab.bench import runner, store
+
+pytest.importorskip("the_well")
+
+
+def test_the_store_table_has_the_agreed_keys(tmp_path, capsys):
+    result = store.run(quick=True)
+    runner.save(result, tmp_path / "store.json")
+    saved = json.loads((tmp_path / "store.json").read_text())
+    assert saved["name"] == "store"
+    names = [row["contestant"] for row in saved["rows"]]
+    assert len(set(names)) == len(names)
+    assert {"append", "seal", "loader", "loader, first pass", "h5py", "WellDataset"} <= set(names)
+    assert set(saved["ratios"]) == set(store.GOALS)
+    assert all(value > 0 for value in saved["ratios"].values())
+    assert saved["ratios"]["loader_over_welldataset"] >= 3
+    shown = capsys.readouterr().out
+    assert ">= 30000" in shown
+    assert "loader_over_welldataset" in shown
