@@ -3,9 +3,16 @@
 import numpy as np
 
 from simlab.core.samples import Sample, Trajectory, generator
-from simlab.store.schema import Axis, FieldSpec, Schema
+from simlab.store.schema import Axis, Boundary, FieldSpec, Schema
 
 SEED = 60913
+
+# Settings that learn these problems in seconds, and what the kinds cannot do.
+SMALL = {
+    "fno": {"modes": 8, "width": 12, "layers": 2},
+    "unet": {"width": 16, "levels": 2},
+}
+ONE_GRID = ("mlp", "unet")  # they belong to the grid they were trained on
 
 
 def centres(n):
@@ -34,6 +41,20 @@ def bare_schema(n_times=1, n=4):
     return Schema("line", axes, (FieldSpec("u"),), times=times, parameters={"mu": "1"})
 
 
+def marching_schema(n=16, n_times=4):
+    """An initial field on a ring and a scalar in, the same field at several times out."""
+    axes = (Axis("x", tuple(centres(n).tolist())),)
+    fields = (FieldSpec("u0", "input"), FieldSpec("u"))
+    return Schema(
+        "spreading",
+        axes,
+        fields,
+        times=tuple((0.5 * np.arange(n_times)).tolist()),
+        parameters={"rate": "1"},
+        boundaries=(Boundary("x", "periodic"),),
+    )
+
+
 def sample_of(schema, index):
     rng = generator(SEED, index)
     parameters = {name: float(rng.uniform(1.0, 3.0)) for name in schema.parameters}
@@ -43,7 +64,7 @@ def sample_of(schema, index):
         for k in range(1, 4):
             for axis, x in enumerate(np.meshgrid(*map(centres, schema.shape), indexing="ij")):
                 waves += rng.standard_normal() * np.sin(k * np.pi * x + axis) / k
-        fields[spec.name] = np.exp(0.5 * waves)
+        fields[spec.name] = np.exp(0.5 * waves) if spec.name == "a" else 1.0 + waves
     return Sample(index, SEED, parameters, fields)
 
 
@@ -57,6 +78,13 @@ def solve(schema, sample):
         for axis in range(schema.n_dims):
             smooth = np.cumsum(smooth, axis=axis) / schema.shape[axis]
         outputs["u"] = (2.0 + mu["gain"] * smooth)[None]
+    elif schema.name == "spreading":
+        u = sample.fields["u0"]
+        steps = []
+        for _ in schema.times:
+            u = u + 0.05 * mu["rate"] * (np.roll(u, 1) - 2.0 * u + np.roll(u, -1))
+            steps.append(u)
+        outputs["u"] = np.stack(steps)
     elif schema.name == "heat":
         decay = np.exp(-np.array(schema.times))[:, None, None]
         bump = np.sin(np.pi * grid[0]) * np.sin(np.pi * grid[1])

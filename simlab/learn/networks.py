@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import nn
 
 from simlab.learn.encoding import Encoding, Normaliser
+from simlab.learn.layers import coordinates, dense, with_constants
 
 __all__ = ["BranchTrunkNetwork", "DirectNetwork", "FourierNetwork", "ScaledNetwork"]
-
-
-def _dense(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), activation()]
-    return nn.Sequential(*layers[:-1])
 
 
 class FourierNetwork(nn.Module):
@@ -65,10 +57,7 @@ class FourierNetwork(nn.Module):
         self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
         """Return (B, C_out, *grid)."""
-        grid = fields.shape[2:]
-        scalars = torch.cat([parameters, time], dim=1)
-        constant = scalars.reshape(*scalars.shape, *(1,) * len(grid)).expand(-1, -1, *grid)
-        return self.operator(torch.cat([fields, constant], dim=1))
+        return self.operator(with_constants(parameters, fields, time))
 
 
 class DirectNetwork(nn.Module):
@@ -79,7 +68,7 @@ class DirectNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (n_out, *grid)
-        self.layers = _dense([n_in, *hidden, math.prod(self.shape)], nn.ReLU)
+        self.layers = dense([n_in, *hidden, math.prod(self.shape)], nn.ReLU)
 
     def forward(
         self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
@@ -105,10 +94,10 @@ class BranchTrunkNetwork(nn.Module):
         pool: int,
     ) -> None:
         super().__init__()
-        self.n_out, self.n_dims = n_out, n_dims
+        self.n_out = n_out
         n_branch = n_parameters + n_inputs * pool**n_dims
-        self.branch = _dense([n_branch, *branch, basis * n_out], nn.GELU)
-        self.trunk = _dense([n_dims + n_time, *trunk, basis], nn.GELU)
+        self.branch = dense([n_branch, *branch, basis * n_out])
+        self.trunk = dense([n_dims + n_time, *trunk, basis])
         self.bias = nn.Parameter(torch.zeros(n_out))
         average = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[n_dims - 1]
         self.average = average(pool)
@@ -122,9 +111,7 @@ class BranchTrunkNetwork(nn.Module):
         if fields.shape[1]:
             read.append(self.average(fields).flatten(1))
         b = self.branch(torch.cat(read, dim=1)).reshape(len(fields), self.n_out, -1)
-        axes = [(torch.arange(n, dtype=fields.dtype) + 0.5) / n for n in grid]
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, self.n_dims)
-        points = 2.0 * points.to(fields) - 1.0
+        points = coordinates(grid, fields).flatten(1).T
         if time.shape[1]:
             points = torch.cat(
                 [

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from learn_helpers import bare_schema, field_schema, heat_schema, trajectories
+from learn_helpers import (
+    ONE_GRID,
+    SMALL,
+    bare_schema,
+    field_schema,
+    heat_schema,
+    marching_schema,
+    trajectories,
+)
 
 from simlab.core.config import as_table
 from simlab.core.errors import ConfigError
@@ -18,8 +26,12 @@ from simlab.learn.trainer import Trainer
 from simlab.store.schema import Axis, FieldSpec, Schema
 
 KINDS = sorted(operators.kinds())
-SCHEMAS = {"field": field_schema, "heat": heat_schema, "line": bare_schema}
-SMALL = {"fno": {"modes": 8, "width": 12, "layers": 2}}
+SCHEMAS = {
+    "field": field_schema,
+    "heat": heat_schema,
+    "line": bare_schema,
+    "marching": marching_schema,
+}
 
 
 def small(kind):
@@ -106,7 +118,7 @@ def test_overfits_four_samples(kind, name):
     assert trainer.model.errors(data).max() < 0.1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mlp"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ONE_GRID])
 def test_resolution_can_change(kind):
     """Cell averages of the answer on a grid twice as fine agree with the coarse answer."""
 

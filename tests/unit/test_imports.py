@@ -96,7 +96,8 @@ def test_every_module_was_found():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_import_is_light(module, wanted):
-    is_network = module.startswith("simlab.learn.") and module not in TORCH_FREE_IN_LEARN
+    is_free = module in TORCH_FREE_IN_LEARN or module.startswith("simlab.learn.operators.")
+    is_network = module.startswith("simlab.learn.") and not is_free
     assert set(wanted[module]) <= ({"torch", "neuralop"} if is_network else set())
 
 

@@ -8,7 +8,9 @@ on normalised float32 tensors; ``N_t`` is 1 when the schema has several times an
 ``P`` and ``C_in`` may be 0 (``fields`` then still carries the grid in its shape). Components of
 vectors and tensors are channels. Fields on mesh vertices are not learned.
 
-This module imports no torch: describing and checking a case must not cost its start-up time.
+Here are the registry, the protocol and three networks; further ones are in the modules of this
+package, which the registry imports at its first look-up. None imports torch: describing and
+checking a case must not cost its start-up time.
 
     operators.build({"kind": "fno", "modes": 12}).build(schema)      # an nn.Module
 """
@@ -27,7 +29,16 @@ from simlab.store.schema import Schema
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FNO", "MLP", "DeepONet", "Operator", "operators"]
+__all__ = [
+    "FNO",
+    "MLP",
+    "Count",
+    "DeepONet",
+    "Operator",
+    "check_inputs",
+    "operators",
+    "periodic_axes",
+]
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -50,14 +61,30 @@ class Operator(Protocol):
 operators: Registry[Operator] = Registry("operator", "simlab.learn.operators", "simlab.operators")
 
 
-def _check_inputs(kind: str, schema: Schema) -> Encoding:
+def check_inputs(kind: str, schema: Schema, dims: tuple[int, ...] | None = None) -> Encoding:
+    """Return the encoding of a schema that gives a network something to learn from.
+
+    Raises
+    ------
+    ConfigError
+        When there is no input at all, or the grid has none of the dimensions ``dims``.
+    """
     encoding = Encoding(schema)
     if not encoding.n_parameters + encoding.n_inputs + encoding.n_time:
         raise ConfigError(
             f"operator {kind!r}: schema {schema.name!r} has no parameter, input field or time, so "
             "there is nothing to learn from"
         )
+    if dims and schema.n_dims not in dims:
+        expected = " or ".join(map(str, dims)) if len(dims) < 3 else f"{dims[0]} to {dims[-1]}"
+        raise ConfigError(f"operator {kind!r}: {schema.n_dims} dimensions, expected {expected}")
     return encoding
+
+
+def periodic_axes(schema: Schema) -> tuple[bool, ...]:
+    """Return which axes of the grid the schema calls periodic."""
+    wraps = {boundary.axis for boundary in schema.boundaries if boundary.kind == "periodic"}
+    return tuple(axis.name in wraps for axis in schema.axes)
 
 
 @operators.register("fno")
@@ -83,6 +110,7 @@ class FNO:
         Share of each axis that is padded before the Fourier layers, for fields that do not repeat.
     """
 
+    kind: ClassVar[str]
     modes: Count | tuple[Count, ...] = 12
     width: int = Field(24, ge=1)
     layers: int = Field(4, ge=1)
@@ -98,13 +126,11 @@ class FNO:
 
     def check(self, schema: Schema) -> None:
         """Raise :class:`ConfigError` unless there is an input and ``modes`` fits the grid."""
-        _check_inputs("fno", schema)
+        check_inputs(self.kind, schema, (1, 2, 3))
         if isinstance(self.modes, tuple) and len(self.modes) != schema.n_dims:
             raise ConfigError(
                 f"modes: {len(self.modes)} numbers for a grid of {schema.n_dims} dimensions"
             )
-        if not 1 <= schema.n_dims <= 3:
-            raise ConfigError(f"operator 'fno': {schema.n_dims} dimensions, expected 1 to 3")
 
     def build(self, schema: Schema) -> nn.Module:
         """Return the network."""
@@ -143,7 +169,7 @@ class MLP:
 
     def check(self, schema: Schema) -> None:
         """Raise :class:`ConfigError` when scalars do not describe a sample."""
-        _check_inputs("mlp", schema)
+        check_inputs("mlp", schema)
         if schema.inputs:
             names = ", ".join(spec.name for spec in schema.inputs)
             raise ConfigError(
@@ -186,13 +212,11 @@ class DeepONet:
 
     def check(self, schema: Schema) -> None:
         """Raise :class:`ConfigError` when the schema gives the branch net nothing to read."""
-        encoding = _check_inputs("deeponet", schema)
+        encoding = check_inputs("deeponet", schema, (1, 2, 3))
         if not encoding.n_parameters + encoding.n_inputs:
             raise ConfigError(
                 f"operator 'deeponet': {schema.name!r} has no parameter and no input field"
             )
-        if not 1 <= schema.n_dims <= 3:
-            raise ConfigError(f"operator 'deeponet': {schema.n_dims} dimensions, expected 1 to 3")
 
     def build(self, schema: Schema) -> nn.Module:
         """Return the network."""
