@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from simlab.core.config import settings
+from simlab.core.errors import ConfigError
 from simlab.learn.buffers import BufferSettings, buffers
 from simlab.learn.operators import Operator, operators
 
@@ -34,6 +35,17 @@ class TrainSettings:
     loss : {"relative_l2", "mse"}
         Mean over items and fields of ||prediction - u|| / ||u||; or mean square of the normalised
         error.
+    ema : float
+        Decay per batch of a running average of the weights, which is then what is validated, saved
+        and returned; shorter at the start. 0: the weights themselves.
+    mode : {"live", "deterministic", "replay"}
+        Items in the order of their arrival; or in turn from ``lanes`` trajectories, each batch
+        after as many new items as it has rows, so that the weights do not depend on how fast
+        anybody is; or as the file ``arrivals``, left by a training beside its model, says.
+    lanes : int
+        Trajectories in turn, for deterministic training.
+    arrivals : str, optional
+        For replay: all other settings must be those of the training that left the file.
     max_repeats : float
         While samples still arrive, training waits rather than draw each of those that are there
         more often than this on average.
@@ -60,6 +72,10 @@ class TrainSettings:
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "halving", "constant"] = "cosine"
     loss: Literal["relative_l2", "mse"] = "relative_l2"
+    ema: float = Field(0.0, ge=0, lt=1)
+    mode: Literal["live", "deterministic", "replay"] = "live"
+    lanes: int = Field(8, ge=1)
+    arrivals: str | None = None
     max_repeats: float = Field(32.0, ge=1)
     pilot: int = Field(16, ge=1)
     seed: int = Field(19937, ge=0)
@@ -67,6 +83,17 @@ class TrainSettings:
     log_every: int = Field(10, ge=1)
     validate_every: int = Field(200, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
+
+    def __post_init__(self) -> None:
+        if self.mode == "deterministic" and self.max_seconds is not None:
+            raise ConfigError(
+                "max_seconds: seconds differ from run to run, so they are no budget of a "
+                'deterministic training; give n_batches, or mode = "live"'
+            )
+        if (self.mode == "replay") != (self.arrivals is not None):
+            raise ConfigError(
+                'arrivals: give the log of arrivals for mode = "replay", and only then'
+            )
 
     def learning_rate_at(self, share: float) -> float:
         """Return the learning rate when a share (0 to 1) of the budget is used."""

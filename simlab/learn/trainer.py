@@ -21,8 +21,8 @@ import logging
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,23 @@ import numpy as np
 import torch
 
 from simlab.core.config import as_table, differences
-from simlab.core.errors import ConfigError, ConvergenceError, StoreError
+from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
-from simlab.learn.encoding import Normaliser, Ranges
+from simlab.learn.average import Average
+from simlab.learn.encoding import Ranges
+from simlab.learn.feeding import Feed, ReplayFeed
 from simlab.learn.model import Model
 from simlab.learn.settings import TrainSettings
-from simlab.learn.stream import Item, Stream
+from simlab.learn.stream import Stream
 from simlab.store.schema import Schema
 
-__all__ = ["Trainer", "shown_by"]
+__all__ = ["ARRIVALS", "Trainer", "shown_by"]
 
 log = logging.getLogger("simlab.train")
 
+ARRIVALS = "arrivals.log"
 _IDLE_SECONDS = 0.01
 Observer = Callable[..., Any]
 
@@ -101,22 +104,22 @@ class Trainer:
         )
         self._observers, self._solver_ranks = tuple(observers), solver_ranks
         self._channels = self.model.encoding.field_channels()
-        self._pending: deque[Item] = deque()
+        self._average = Average(self.model.network, settings.ema) if settings.ema else None
         self._stream: Stream | None = None
-        self._is_scaled = self._has_ended = False
+        self._feed: Feed | ReplayFeed | None = None
         self._elapsed = self._waited = 0.0
         self._losses: list[float] = []
         self._logged = (0.0, 0)
 
     @property
     def is_done(self) -> bool:
-        """Whether the budget is used up."""
-        return self._share >= 1.0
+        """Whether the budget is used up, or the log that is replayed at its end."""
+        return self._share >= 1.0 or (self._feed is not None and self._feed.is_over)
 
     @property
     def _share(self) -> float:
         spent = self.batch / self.settings.n_batches
-        if self.settings.max_seconds is not None:
+        if self.settings.max_seconds is not None and self.settings.mode == "live":
             spent = max(spent, self._elapsed / self.settings.max_seconds)
         return spent
 
@@ -137,15 +140,17 @@ class Trainer:
         stop : callable
             Asked before every batch. A stopped run leaves a checkpoint and no finished model.
         """
-        self._stream = stream
+        feed = self._feed_from(stream)
         self._set_threads()
         saved = time.monotonic()
         while not self.is_done and not stop():
-            begun = time.monotonic()
-            has_news = self._feed(stream)
-            rows = self._next_rows(stream)
+            begun, had_ended = time.monotonic(), feed.has_ended
+            has_news = feed.advance()
+            if feed.has_ended != had_ended:
+                self._set_threads()
+            rows = feed.rows(self.settings.batch)
             if rows is None:
-                if not has_news:
+                if not has_news and not feed.is_over:
                     time.sleep(_IDLE_SECONDS)
                 self._count_time(begun, waiting=True)
                 continue
@@ -157,12 +162,14 @@ class Trainer:
             if time.monotonic() - saved > self.settings.checkpoint_seconds:
                 self.checkpoint()
                 saved = time.monotonic()
+        self.checkpoint()
         if self.is_done:
+            if self._average is not None:
+                self._average.place()
             self._validate(validation)
             if self.directory is not None:
                 self.model.save(self.directory)
             log.info("training done: %d batches in %.1f s", self.batch, self._elapsed)
-        self.checkpoint()
         return self.model
 
     def step(self, rows: np.ndarray) -> float:
@@ -170,6 +177,8 @@ class Trainer:
         settings, network = self.settings, self.model.network
         network.train()
         rate = settings.learning_rate_at(self._share)
+        if self._feed is not None:
+            rate = self._feed.rate(rate)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -186,6 +195,8 @@ class Trainer:
         loss.backward()
         self._optimizer.step()
         self.batch += 1
+        if self._average is not None:
+            self._average.update(self.batch)
         return value
 
     def _loss(self, made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -200,82 +211,25 @@ class Trainer:
             parts.append(error / torch.maximum(values.norm(dim=1), floor))
         return torch.stack(parts).mean()
 
-    def _feed(self, stream: Stream) -> bool:
-        """Move items from the stream to the buffer; return whether there were any."""
-        has_news = bool(self._pending)
-        self._put_pending()
-        waits_for_pilot = not self._is_scaled and len(self._pending) < self.buffer.capacity
-        if (not self._pending or waits_for_pilot) and not stream.is_exhausted:
-            items = stream.poll(max(64, 4 * self.settings.batch))
-            has_news |= bool(items)
-            encoding = self.model.encoding
-            for item in items:
-                if item.step == 0:
-                    self.model.ranges.include(
-                        encoding.features(item.row[: encoding.condition_size])
-                    )
-            self._pending.extend(items)
-            self._put_pending()
-        if not self._is_scaled:
-            is_full = bool(self._pending) and not waits_for_pilot
-            self._take_pilot(stream, now=is_full or stream.is_exhausted)
-        if stream.is_exhausted and not self._pending:
-            self._end_pass(stream)
-        return has_news
-
-    def _put_pending(self) -> None:
-        while self._pending and self.buffer.put(self._pending[0].row):
-            self._pending.popleft()
-
-    def _take_pilot(self, stream: Stream, now: bool) -> None:
-        statistics = stream.pilot(self.settings.pilot, now)
-        if statistics is None:
-            if stream.is_exhausted:
-                self._refuse_empty()
-            return
-        self.model.network.normalise(Normaliser.fit(statistics), self.model.encoding)
-        self._is_scaled = True
-        if now and not stream.is_exhausted:
-            log.warning(
-                "the first %d training trajectories are not complete while the buffer is full: "
-                "normalised with those that are; raise train.buffer.capacity or lower train.pilot",
-                self.settings.pilot,
-            )
-
-    def _end_pass(self, stream: Stream) -> None:
-        """Go on after the stream's end: with all it had, if that is in the buffer, or once more."""
-        if not stream.n_items:
-            self._refuse_empty()
-        if not self._has_ended:
-            self._has_ended = True
-            self._set_threads()
-        if self.buffer.retains(stream.n_items):
-            self.buffer.finish()
-        else:
-            stream.rewind()
-
-    def _refuse_empty(self) -> None:
-        raise StoreError(
-            "there are no finished training trajectories to learn from; generate some, or look at "
-            "why they failed with `simlab store status`"
-        )
-
-    def _next_rows(self, stream: Stream) -> np.ndarray | None:
-        if not self._is_scaled:
-            return None
-        mean_repeats = self.buffer.n_got / max(self.buffer.n_put, 1)
-        if mean_repeats >= self.settings.max_repeats and not self._has_ended:
-            return None
-        return self.buffer.get(self.settings.batch)
+    def _feed_from(self, stream: Stream) -> Feed | ReplayFeed:
+        """Return what turns a stream into batches, made at its first use."""
+        if self._feed is None or self._stream is not stream:
+            self._stream = stream
+            if self.settings.mode == "replay":
+                self._feed = ReplayFeed(self.settings, self.model, self.buffer, stream)
+            else:
+                log_path = self.directory and self.directory / ARRIVALS
+                self._feed = Feed(self.settings, self.model, self.buffer, stream, log_path)
+        return self._feed
 
     def _set_threads(self) -> None:
         cores = len(os.sched_getaffinity(0))
-        n = self.settings.threads
+        n, has_ended = self.settings.threads, self._feed is not None and self._feed.has_ended
         if not n:
-            n = cores if self._has_ended else max(1, cores - self._solver_ranks)
+            n = cores if has_ended else max(1, cores - self._solver_ranks)
         if n != torch.get_num_threads():
             torch.set_num_threads(n)
-            why = ": the stream has ended, its cores are free" if self._has_ended else ""
+            why = ": the stream has ended, its cores are free" if has_ended else ""
             log.info("training on %d of %d cores%s", n, cores, why)
 
     def _count_time(self, begun: float, waiting: bool = False) -> None:
@@ -310,35 +264,40 @@ class Trainer:
         self._tell("train", **values)
 
     def _validate(self, validation: Sequence[Trajectory]) -> None:
-        if len(validation):
-            self._tell("validation", batch=self.batch, rel_l2=self.model.validate(validation))
+        if not len(validation):
+            return
+        average = self._average
+        with nullcontext() if average is None else average.in_place():
+            errors = self.model.validate(validation)
+        self._tell("validation", batch=self.batch, rel_l2=errors)
 
     def _tell(self, kind: str, **values: Any) -> None:
         for observer in self._observers:
             observer(kind, **values)
 
     def checkpoint(self) -> Path | None:
-        """Write a checkpoint; nothing before the first batch or without a directory."""
-        if self.directory is None or self._stream is None or not self.batch:
+        """Write a checkpoint; nothing before the first batch or without a directory.
+
+        Nor after the end of a training with averaged weights: the last one holds the others.
+        """
+        if self.directory is None or self._feed is None or not self.batch:
             return None
-        size = self.model.encoding.row_size
-        pending = [item.row for item in self._pending]
+        if self._average is not None and self._average.is_placed:
+            return None
         state = {
             "settings": json.dumps(as_table(self.settings)),
             "schema": json.dumps(self.schema.to_json()),
             "network": self.model.tensors(),
             "optimizer": self._optimizer.state_dict(),
             "buffer": self.buffer.state_dict(),
-            "stream": self._stream.state_dict(),
-            "pending": np.stack(pending) if pending else np.zeros((0, size), np.float32),
-            "pending_ids": [[item.traj, item.step] for item in self._pending],
+            "average": None if self._average is None else self._average.tensors(),
+            "feed": self._feed.state_dict(),
             "ranges": {"lower": self.model.ranges.lower, "upper": self.model.ranges.upper},
             "torch_rng": torch.get_rng_state(),
             "batch": self.batch,
             "times": [self._elapsed, self._waited],
             "logged": list(self._logged),
             "losses": list(self._losses),
-            "has_ended": self._has_ended,
         }
         return checkpoints.write(self.directory / "checkpoints", self.batch, state)
 
@@ -366,17 +325,14 @@ class Trainer:
         self.model.load_tensors(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.buffer.load_state_dict(state["buffer"])
-        stream.load_state_dict(state["stream"])
-        self._pending = deque(
-            Item(traj, step, row)
-            for (traj, step), row in zip(state["pending_ids"], state["pending"], strict=True)
-        )
+        if self._average is not None:
+            self._average.load(state["average"])
+        self._feed_from(stream).load_state_dict(state["feed"])
         self.model.ranges = Ranges(state["ranges"]["lower"], state["ranges"]["upper"])
         torch.set_rng_state(state["torch_rng"])
         self.batch = state["batch"]
         self._elapsed, self._waited = state["times"]
         self._logged = (state["logged"][0], int(state["logged"][1]))
         self._losses = state["losses"]
-        self._has_ended, self._is_scaled = state["has_ended"], True
         log.info("resumed at batch %d of %d", self.batch, self.settings.n_batches)
         return True
