@@ -13,57 +13,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from simlab.core.errors import StoreError
-from simlab.core.samples import Sample
+from simlab.store.events import Begin, End, Event, StepRecord, as_event, as_records
 from simlab.store.inflight import segment_names
 from simlab.store.records import Group, Kind, Record, scan
-from simlab.store.schema import FieldSpec, Schema
+from simlab.store.schema import Schema
 from simlab.store.shards import field_path
 
 if TYPE_CHECKING:
     from simlab.store.store import SnapshotStore
 
-__all__ = ["Begin", "End", "Event", "Position", "StepRecord", "follow"]
-
-
-@dataclass(frozen=True, eq=False)
-class Begin:
-    """A trajectory begins; a higher attempt than one seen before replaces it."""
-
-    traj: int
-    attempt: int
-    split: str
-    sample: Sample
-
-
-@dataclass(frozen=True, eq=False)
-class StepRecord:
-    """One stored step; ``fields`` holds every output field, in the stored type."""
-
-    traj: int
-    attempt: int
-    step: int
-    time: float
-    fields: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class End:
-    """A trajectory that had begun ends.
-
-    ``status`` is "done", "failed" or, when its writer died, "abandoned".
-    """
-
-    traj: int
-    attempt: int
-    status: str
-
-
-Event = Begin | StepRecord | End
+__all__ = ["Begin", "End", "Event", "Position", "StepRecord", "follow", "follow_records"]
 
 
 @dataclass(frozen=True)
@@ -118,12 +80,7 @@ def follow(
     store: SnapshotStore, position: Position | None, at_most: int
 ) -> tuple[list[Event], Position]:
     """Return up to ``at_most`` events after ``position``, and the position after them."""
-    if at_most < 1:
-        raise StoreError(f"at_most = {at_most}; ask for at least one event")
-    position = position or Position(store.uuid)
-    if position.campaign != store.uuid:
-        raise StoreError(f"{store.path}: the position belongs to another store; start from None")
-    walk = _Walk(store, position)
+    walk = _Walk(store, position, at_most, _Events(store.schema))
     events: list[Event] = []
     for event in walk.events():
         events.append(event)
@@ -132,15 +89,81 @@ def follow(
     return events, walk.position()
 
 
-class _Walk:
+def follow_records(
+    store: SnapshotStore, position: Position | None, at_most: int, n_bytes: int
+) -> tuple[list[bytes], Position]:
+    """Return the same as records, one piece for each event, and end after about ``n_bytes``.
+
+    What lies in segments is handed on as it is there, its values unchecked; see
+    :func:`simlab.store.events.as_event`.
+    """
+    walk = _Walk(store, position, at_most, _Records(store.schema))
+    pieces: list[bytes] = []
+    for piece in walk.events():
+        pieces.append(piece)
+        n_bytes -= len(piece)
+        if len(pieces) == at_most or n_bytes <= 0:
+            break
+    return pieces, walk.position()
+
+
+T = TypeVar("T", covariant=True)
+
+
+class _Form(Protocol[T]):
+    """How a walk hands out what it finds, in segments and in shards."""
+
+    payloads: Literal["skip", "keep"]
+
+    def live(self, fd: int, group: Group) -> T: ...
+
+    def sealed(self, event: Event) -> T: ...
+
+
+class _Events:
+    payloads: Literal["skip", "keep"] = "keep"
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+
+    def live(self, fd: int, group: Group) -> Event:
+        return as_event(self._schema, group)
+
+    def sealed(self, event: Event) -> Event:
+        return event
+
+
+class _Records:
+    payloads: Literal["skip", "keep"] = "skip"
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+
+    def live(self, fd: int, group: Group) -> bytes:
+        return os.pread(fd, group.end - group.begin, group.begin)
+
+    def sealed(self, event: Event) -> bytes:
+        return as_records(self._schema, event)
+
+
+class _Walk(Generic[T]):
     """One call's working copy of a position.
 
     Every change is made before its event is handed out, so that the walk can stop after any event.
     """
 
-    def __init__(self, store: SnapshotStore, position: Position) -> None:
+    def __init__(
+        self, store: SnapshotStore, position: Position | None, at_most: int, form: _Form[T]
+    ) -> None:
+        if at_most < 1:
+            raise StoreError(f"at_most = {at_most}; ask for at least one event")
+        position = position or Position(store.uuid)
+        if position.campaign != store.uuid:
+            raise StoreError(
+                f"{store.path}: the position belongs to another store; start from None"
+            )
         self._store = store
-        self._schema = store.schema
+        self._form = form
         self._directory = store.path / "inflight"
         self._manifest = dict(position.manifest)
         self._segments = dict(position.segments)
@@ -158,13 +181,14 @@ class _Walk:
             self._turn + 1,
         )
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[T]:
         names = segment_names(self._directory)  # before the manifest: what goes is retired first
         catalogue = self._store.catalogue
         catalogue.refresh()
         for file, offset, segment in catalogue.retired_order:
             if offset > self._manifest.get(file, 0):
-                yield from self._sealed(segment)
+                for event in self._sealed(segment):
+                    yield self._form.sealed(event)
                 self._manifest[file] = offset
         walks = [self._live(name) for name in names if name not in catalogue.retired]
         shift = self._turn % len(walks) if walks else 0
@@ -172,13 +196,13 @@ class _Walk:
         while walks:
             still = []
             for walk in walks:
-                event = next(walk, None)
-                if event is not None:
+                item = next(walk, None)
+                if item is not None:
                     still.append(walk)
-                    yield event
+                    yield item
             walks = still
 
-    def _live(self, name: str) -> Iterator[Event]:
+    def _live(self, name: str) -> Iterator[T]:
         """Read on in a segment."""
         start = self._segments.get(name, 0)
         try:
@@ -187,38 +211,28 @@ class _Walk:
             return
         try:
             size = os.fstat(fd).st_size
-            for group in scan(fd, start, size, "keep") if size > start else ():
-                event = self._event(name, group)
+            for group in scan(fd, start, size, self._form.payloads) if size > start else ():
+                is_news = self._take(name, group.commit)
                 self._segments[name] = group.end
-                if event is not None:
-                    yield event
+                if is_news:
+                    yield self._form.live(fd, group)
         finally:
             os.close(fd)
 
-    def _event(self, name: str, group: Group) -> Event | None:
-        record = group.commit
+    def _take(self, name: str, record: Record) -> bool:
+        """Note what a record says; return whether it is news to the follower."""
         traj, attempt = record.traj, record.attempt
         if record.kind == Kind.BEGIN:
-            if not self._begins(traj, attempt, name):
-                return None
-            body = record.json()
-            specs = self._schema.inputs
-            fields = {
-                key: values.astype(np.float64)
-                for key, values in _values(self._schema, specs, group.fields).items()
-            }
-            sample = Sample(body["index"], body["seed"], body["parameters"], fields)
-            return Begin(traj, attempt, body["split"], sample)
+            return self._begins(traj, attempt, name)
         if record.kind not in (Kind.STEP, Kind.END) or not self._is_current(traj, attempt, name):
-            return None
+            return False
         if record.kind == Kind.END:
             del self._open[traj]
-            return End(traj, attempt, record.json()["status"])
-        if record.step < self._open[traj][1]:
-            return None
-        self._open[traj] = (attempt, record.step + 1, name)
-        fields = _values(self._schema, self._schema.outputs, group.fields)
-        return StepRecord(traj, attempt, record.step, record.time, fields)
+        elif record.step < self._open[traj][1]:
+            return False
+        else:
+            self._open[traj] = (attempt, record.step + 1, name)
+        return True
 
     def _sealed(self, segment: str) -> Iterator[Event]:
         """Read what is left of a retired segment from the shards it went to."""
@@ -238,7 +252,7 @@ class _Walk:
             yield End(traj, attempt, "failed" if failed else "abandoned")
 
     def _row(self, segment: str, end: int, name: str, split: str, row: int) -> Iterator[Event]:
-        files = self._store.files
+        files, schema = self._store.files, self._store.schema
         shard = files.get(name)
         traj, attempt = int(shard.traj[row]), int(shard.attempt[row])
         if self._begins(traj, attempt, segment):
@@ -250,9 +264,9 @@ class _Walk:
             self._open[traj] = (attempt, step + 1, segment)
             fields = {
                 spec.name: files.values(name, field_path(spec), (row, step))
-                for spec in self._schema.outputs
+                for spec in schema.outputs
             }
-            yield StepRecord(traj, attempt, step, self._schema.times[step], fields)
+            yield StepRecord(traj, attempt, step, schema.times[step], fields)
         del self._open[traj]
         self._segments[segment] = end
         yield End(traj, attempt, "failed" if split == "failed" else "done")
@@ -270,12 +284,3 @@ class _Walk:
     def _is_current(self, traj: int, attempt: int, segment: str) -> bool:
         state = self._open.get(traj)
         return state is not None and (state[0], state[2]) == (attempt, segment)
-
-
-def _values(
-    schema: Schema, specs: tuple[FieldSpec, ...], records: list[Record]
-) -> dict[str, np.ndarray]:
-    return {
-        spec.name: record.values().reshape(schema.field_shape(spec)).copy()
-        for spec, record in zip(specs, records, strict=True)
-    }

@@ -44,6 +44,7 @@ __all__ = [
     "pack_field",
     "pack_step",
     "scan",
+    "scan_bytes",
 ]
 
 _HEADER = struct.Struct("<4sHHQIIdQBBH4II")
@@ -94,12 +95,12 @@ class Record:
     is_cast: bool
     payload_at: int
     crc: int | None = None
-    payload: bytes | None = None
+    payload: bytes | memoryview | None = None
     version: int = _VERSION
 
     def json(self) -> dict[str, Any]:
         """Return the payload of a JSON record."""
-        plain: dict[str, Any] = json.loads((self.payload or b"{}").decode())
+        plain: dict[str, Any] = json.loads(bytes(self.payload or b"{}"))
         return plain
 
     def values(self) -> np.ndarray:
@@ -261,8 +262,18 @@ class _Window:
         return self._block[start : start + size]
 
 
+class _Bytes:
+    """The same over records in memory; what is handed out is not copied."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def read(self, offset: int, size: int) -> memoryview:
+        return self._data[offset : offset + size]
+
+
 def _read(
-    window: _Window, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
+    window: _Window | _Bytes, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
 ) -> Record | None:
     """Read the record at ``offset``; None when it is torn, damaged or not all there."""
     raw = window.read(offset, HEADER_BYTES)
@@ -322,7 +333,18 @@ def scan(
     payloads : {"skip", "check", "keep"}
         Values of fields: jump over them, check their CRC, or check and hand them out.
     """
-    window = _Window(fd)
+    return _groups(_Window(fd), offset, size, payloads)
+
+
+def scan_bytes(data: bytes | memoryview) -> Iterator[Group]:
+    """Yield the whole groups in some bytes of a segment; values are checked and not copied."""
+    view = memoryview(data)
+    return _groups(_Bytes(view), 0, len(view), "keep")
+
+
+def _groups(
+    window: _Window | _Bytes, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
+) -> Iterator[Group]:
     begin, fields = offset, []
     while (record := _read(window, offset, size, payloads)) is not None:
         offset = record.payload_at + record.nbytes + -record.nbytes % 8
