@@ -26,7 +26,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -41,7 +41,7 @@ from simlab.pipeline.pilot import samples_of_a_pilot
 from simlab.pipeline.stealing import Crew
 from simlab.pipeline.tally import Tally
 from simlab.pipeline.work import Work, ended_in, parts_of
-from simlab.problems.family import ProblemFamily
+from simlab.problems.family import Family, marches
 from simlab.store.store import SnapshotStore
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ log = logging.getLogger("simlab.campaign")
 
 
 def generate(
-    family: ProblemFamily,
+    family: Family,
     *,
     out: str | Path,
     n: int = 200,
@@ -70,7 +70,7 @@ def generate(
 
     Parameters
     ----------
-    family : ProblemFamily
+    family : Family
     out : str or Path
         Run directory. When it holds the same campaign already, what is missing is solved.
     n, seed : int
@@ -93,7 +93,9 @@ def generate(
         For wrong input, before any work.
     """
     comm = comm or world()
-    case = Case(family=family, solver=solver, campaign=Campaign(n=n, seed=seed, sampler=sampler))
+    case = Case(
+        family=cast(Any, family), solver=solver, campaign=Campaign(n=n, seed=seed, sampler=sampler)
+    )
     run = RunDirectory(out)
     with agreement(comm):
         if comm.rank == 0:
@@ -115,6 +117,11 @@ def check_case(case: Case) -> None:
             f"family.kind = {case.family.kind!r} reproduces published timings and is not a "
             'discretised equation: its solutions are refused as data; choose another kind, "darcy" '
             "for flow in porous media"
+        )
+    if marches(case.family) and case.solver.kind != "auto":
+        raise ConfigError(
+            f"solver.kind = {case.solver.kind!r}: family {case.family.kind!r} steps by itself and "
+            "has no linear systems to solve; leave [solver] out"
         )
     case.family.validate()
     schema = case.family.schema
@@ -158,7 +165,9 @@ def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
         f"{campaign.sampler.kind if campaign.sampler else 'independent'}",
         "fields": ", ".join(f"{spec.name} ({spec.role})" for spec in schema.fields),
         "parameters": ", ".join(schema.parameters) or "none",
-        "solver": f"{case.solver.kind}, rtol {case.solver.rtol:.1e}",
+        "solver": "none, the family steps by itself"
+        if marches(case.family)
+        else f"{case.solver.kind}, rtol {case.solver.rtol:.1e}",
         "order": _order_in_words(case),
         "ranks": f"{n_ranks} in {n_ranks // campaign.ranks_per_group} group(s)",
         "data": f"{expected / 1e6:.1f} MB in shards; {free / 1e9:.1f} GB free",
@@ -297,16 +306,23 @@ def _facts(
     if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
         return standing
     decision = work.chain.decision
-    advice = {"reason": decision.reason, "pilot": decision.table} if decision else {}
+    advice: dict[str, Any] = {}
+    if decision:
+        advice = {"reason": decision.reason, "pilot": decision.table}
+    if marches(case.family):
+        advice = {"reason": "this family steps by itself, without linear systems"}
+    else:
+        advice |= {
+            "iterations_mean": total.iterations / solves,
+            "operator_applies_mean": total.operator_applies / solves,
+            "pc_applies_mean": total.pc_applies / solves,
+            "worst_true_relres": total.worst_relres,
+        }
     return standing | {
         "solver": work.chain.solver_name,
         **advice,
         "core_hours": hours,
         "samples_per_core_hour": rate,
-        "iterations_mean": total.iterations / solves,
-        "operator_applies_mean": total.operator_applies / solves,
-        "pc_applies_mean": total.pc_applies / solves,
-        "worst_true_relres": total.worst_relres,
         "bytes": total.bytes,
         "seconds": {phase: spent for phase, spent in total.wall.items()},
         "cpu_seconds": total.cpu,

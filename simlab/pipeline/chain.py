@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ class Chain:
         self.solver_name = ""
         self.number = group.index
         self.order = order
-        self._solve_seconds = 0.0
+        self._solve_seconds = nan  # not known where a family steps by itself
 
     def __enter__(self) -> Chain:
         return self
@@ -210,7 +211,7 @@ class Chain:
             self._begin(mu, writer)
         try:
             for step in trajectory(case.family, mu, self.workspace, self._step, self.clock):
-                report = step.result.report
+                report = step.report
                 with self.clock("write"), agreement(self._group.comm):
                     if writer is not None:
                         writer.append(

@@ -21,6 +21,7 @@ from simlab.linalg.advisor import AutoState, adopt, chosen
 from simlab.linalg.options import user_gave
 from simlab.linalg.system import LinearSolver, solvers
 from simlab.pipeline.case import Case
+from simlab.problems.family import marches
 
 __all__ = ["Decision", "samples_of_a_pilot"]
 
@@ -77,7 +78,9 @@ class Decision:
 
 
 def samples_of_a_pilot(case: Case) -> int:
-    """Return how many samples a group's pilot takes; 0 for a solver that has none."""
+    """Return how many samples a group's pilot takes; 0 where there is no solver to choose."""
+    if marches(case.family):
+        return 0
     systems = int(getattr(case.solver, "pilot", 0))
     return -(-systems // case.family.steps)
 

@@ -17,11 +17,17 @@ from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason, SolveReport
 from simlab.linalg import petsc as PETSc
 from simlab.linalg.system import SolveResult
-from simlab.problems.family import families, trajectory
+from simlab.problems.family import families, marches, trajectory
 
 CASES = Path(__file__).parents[2] / "cases"
 
 SMALL = {
+    "advection_burgers": [
+        {"points": 16, "n_steps": 3, "terms": 2},
+        {"points": 12, "n_steps": 2, "alpha": [0.5, 1.0], "beta": 0.1},
+        {"points": 12, "n_steps": 2, "beta": 0.0},
+    ],
+    "burgers": [{"points": 16, "n_steps": 3, "substeps": 2}, {"points": 9, "n_steps": 1}],
     "convection_diffusion": [{"cells": 4}, {"cells": 7, "dim": 2, "source": -1.5}],
     "darcy": [
         {"cells": 6},
@@ -33,6 +39,7 @@ SMALL = {
     ],
     "heat": [{"cells": 5, "n_steps": 3}],
     "helmholtz": [{"cells": 6}, {"cells": 4, "dim": 3, "source_variance": 0.02}],
+    "lorenz": [{"n_steps": 4}, {"n_steps": 1, "rho": [28.0, 28.0]}],
     "poisson": [
         {
             "mesh": str(CASES / "meshes" / "bracket_coarse.msh"),
@@ -73,6 +80,8 @@ SMALL = {
     ],
 }
 TABLES = [{"kind": kind} | table for kind, tables in SMALL.items() for table in tables]
+SOLVED = [table for table in TABLES if not marches(families.kinds()[table["kind"]])]
+MARCHED = [table for table in TABLES if table not in SOLVED]
 SEED = 60659
 
 
@@ -80,6 +89,10 @@ def label(table):
     return "-".join(
         str(value) if not isinstance(value, dict) else "fields" for value in table.values()
     )
+
+
+with_systems = pytest.mark.parametrize("table", SOLVED, ids=label)
+without_systems = pytest.mark.parametrize("table", MARCHED, ids=label)
 
 
 @pytest.fixture(params=TABLES, ids=label)
@@ -202,6 +215,7 @@ def test_schema_has_one_time_per_step(family):
     )
 
 
+@with_systems
 def test_traits_are_true(family, workspace):
     versions, matrices = set(), []
     for mu in family.space.sample(3, SEED):
@@ -241,6 +255,7 @@ def check_stencil(A, grid):
     assert np.all(A[gap.sum(-1) > 1] == 0)
 
 
+@with_systems
 def test_assembling_again_gives_the_same_bits(family, workspace):
     one, two = family.space.sample(2, SEED)
     first = family.assemble(one, workspace)
@@ -260,6 +275,7 @@ def test_assembling_again_gives_the_same_bits(family, workspace):
     fresh.destroy()
 
 
+@with_systems
 def test_version_stays_when_nothing_changes(family, workspace):
     mu = family.space.sample(1, SEED)[0]
     system = family.assemble(mu, workspace)
@@ -282,6 +298,7 @@ def test_trajectories_have_the_shape_that_the_schema_promises(family, workspace)
     assert not np.allclose(found[0][name], found[1][name], rtol=1e-6)
 
 
+@with_systems
 def test_observed_fields_outlive_the_vector(family, workspace):
     mu = family.space.sample(1, SEED)[0]
     x = solve(family.assemble(mu, workspace)).x
@@ -292,6 +309,7 @@ def test_observed_fields_outlive_the_vector(family, workspace):
         np.testing.assert_array_equal(values, kept[name])
 
 
+@with_systems
 def test_workspaces_do_not_share_storage(family, workspace):
     one, two = family.space.sample(2, SEED)
     system = family.assemble(one, workspace)
@@ -301,3 +319,32 @@ def test_workspaces_do_not_share_storage(family, workspace):
     np.testing.assert_array_equal(dense(system.A), A)
     np.testing.assert_array_equal(system.b.getArray(), b)
     other.destroy()
+
+
+@without_systems
+def test_marching_again_gives_the_same_bits_and_no_solver_is_asked(family, workspace):
+    def refuse(system):
+        raise AssertionError("a family that marches has no systems")
+
+    one, two = family.space.sample(2, SEED)
+    runs = []
+    for mu in (one, two, one):
+        steps = list(trajectory(family, mu, workspace, refuse))
+        assert all(step.report.converged and step.report.iterations == 0 for step in steps)
+        runs.append([step.fields for step in steps])
+    for name in runs[0][0]:
+        first, other, again = ([fields[name] for fields in run] for run in runs)
+        np.testing.assert_array_equal(first, again)
+        assert not np.allclose(first, other, rtol=1e-6)
+        assert all(values is not first[0] for values in first[1:])
+
+
+@without_systems
+def test_interleaved_marches_do_not_disturb_each_other(family, workspace):
+    samples = family.space.sample(2, SEED)
+    alone = [list(family.march(mu, workspace)) for mu in samples]
+    together = zip(*(family.march(mu, workspace) for mu in samples), strict=True)
+    for expected, found in zip(zip(*alone, strict=True), together, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name])
