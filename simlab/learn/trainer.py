@@ -38,6 +38,7 @@ from simlab.learn.average import Average
 from simlab.learn.encoding import Ranges
 from simlab.learn.feeding import Feed, ReplayFeed
 from simlab.learn.model import Model
+from simlab.learn.monitor import Monitor
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Stream
 from simlab.store.schema import Schema
@@ -108,8 +109,7 @@ class Trainer:
         self._stream: Stream | None = None
         self._feed: Feed | ReplayFeed | None = None
         self._elapsed = self._waited = 0.0
-        self._losses: list[float] = []
-        self._logged = (0.0, 0)
+        self._monitor = Monitor(self.model.encoding, self.buffer)
 
     @property
     def is_done(self) -> bool:
@@ -239,28 +239,16 @@ class Trainer:
             self._waited += spent if waiting else 0.0
 
     def _observe(self, loss: float) -> None:
-        self._losses.append(loss)
+        self._monitor.add(loss)
         if self.batch % self.settings.log_every and not self.is_done:
             return
-        seconds, got = self._logged
-        rate = (self.buffer.n_got - got) / max(self._elapsed - seconds, 1e-9)
-        self._logged = (self._elapsed, self.buffer.n_got)
-        values = {
+        values = self._monitor.report(self._elapsed) | {
             "batch": self.batch,
-            "loss": float(np.mean(self._losses)),
             "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "samples_per_s": rate,
-            "buffer": {
-                "unseen": self.buffer.n_unseen,
-                "seen": self.buffer.n_seen,
-                "put": self.buffer.n_put,
-                "got": self.buffer.n_got,
-            },
             "wait_s": self._waited,
             "train_s": self._elapsed,
             "threads": torch.get_num_threads(),
         }
-        self._losses.clear()
         self._tell("train", **values)
 
     def _validate(self, validation: Sequence[Trajectory]) -> None:
@@ -296,8 +284,7 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
             "batch": self.batch,
             "times": [self._elapsed, self._waited],
-            "logged": list(self._logged),
-            "losses": list(self._losses),
+            "monitor": self._monitor.state_dict(),
         }
         return checkpoints.write(self.directory / "checkpoints", self.batch, state)
 
@@ -332,7 +319,6 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         self.batch = state["batch"]
         self._elapsed, self._waited = state["times"]
-        self._logged = (state["logged"][0], int(state["logged"][1]))
-        self._losses = state["losses"]
+        self._monitor.load_state_dict(state["monitor"])
         log.info("resumed at batch %d of %d", self.batch, self.settings.n_batches)
         return True

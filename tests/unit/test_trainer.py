@@ -1,5 +1,6 @@
 """The trainer: budget, resume bit for bit, pilot, metrics, checkpoints, what it refuses."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from simlab.core.errors import ConfigError, ConvergenceError, StoreError
 from simlab.learn import checkpoints
 from simlab.learn.encoding import Encoding, Normaliser, Statistics
 from simlab.learn.model import Model
+from simlab.learn.monitor import Monitor
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import MemoryStream
 from simlab.learn.trainer import Trainer
@@ -148,9 +150,45 @@ def test_metrics():
         assert math.isfinite(line["loss"])
         assert line["threads"] == 1
         assert line["samples_per_s"] > 0
+        assert line["wait_s"] <= line["train_s"]
+        assert len(buffer["draws"]) == 9
+        assert sum(buffer["draws"]) == sum(buffer["ages"]) == buffer["unseen"] + buffer["seen"]
+        assert set(buffer["contents"]) == {"left", "right", "time"}
+        for mean, std in buffer["contents"].values():
+            assert math.isfinite(mean)
+            assert std >= 0
+    puts = [0] + [line["buffer"]["put"] for line in train]
+    fresh = [5 * line["new_per_batch"] for line in train]
+    assert fresh == pytest.approx([b - a for a, b in itertools.pairwise(puts)])
+    assert train[0]["put_per_s"] > 0
     assert set(valid[0]["rel_l2"]) == {"mean", "median", "p95", "p99", "max"}
     assert valid[1]["rel_l2"]["mean"] <= valid[1]["rel_l2"]["max"]
     assert trainer.model.validation["p95"] == valid[1]["rel_l2"]["p95"]
+
+
+def test_contents_are_those_of_the_buffer():
+    schema = bare_schema(n_times=4)
+    encoding = Encoding(schema)
+    buffer = settings_with().buffer.build(encoding.row_size, 5)
+    monitor = Monitor(encoding, buffer)
+    assert monitor.contents() == {}
+    rows = np.concatenate([encoding.rows(t) for t in trajectories(schema, 3)])
+    for row in rows:
+        buffer.put(row)
+    contents = monitor.contents()
+    assert contents["mu"] == pytest.approx([rows[:, 0].mean(), rows[:, 0].std()])
+    assert contents["time"] == pytest.approx([1.5, np.sqrt(1.25)])
+
+
+def test_a_buffer_of_one_time_is_warned_of_once(caplog):
+    schema = bare_schema(n_times=9)
+    encoding = Encoding(schema)
+    buffer = settings_with().buffer.build(encoding.row_size, 5)
+    monitor = Monitor(encoding, buffer)
+    for trajectory in trajectories(schema, 16):
+        buffer.put(encoding.rows(trajectory)[2])
+        monitor.contents()
+    assert [r.message.count("the times in the buffer spread by 0,") for r in caplog.records] == [1]
 
 
 def test_learning_rate_schedules():
