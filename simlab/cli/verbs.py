@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,9 @@ def run(
     dry_run: DryRun = False,
     resume: Resume = False,
     fresh: Fresh = False,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Times the solvers, or the trainer, are started again.")
+    ] = 3,
     verbose: Verbose = False,
 ) -> int:
     """Solve, train beside it, evaluate, plot and write the report page."""
@@ -58,6 +62,7 @@ def run(
             "`simlab run` starts its own ranks: call it without mpirun, as `simlab run CASE -n 2`"
         )
     from simlab.pipeline.online import supervise
+    from simlab.pipeline.supervisor import refuse_if_supervised
     from simlab.pipeline.training import evaluate_run, report_run
 
     configure_logging(verbose=verbose)
@@ -65,6 +70,7 @@ def run(
     _check(resolved, n, directory)
     if dry_run:
         return _print_plan(resolved, n, directory)
+    refuse_if_supervised(directory, fresh)
     here = RunDirectory.start(
         directory,
         resolved.tables(),
@@ -74,7 +80,7 @@ def run(
         seed=resolved.campaign.seed,
     )
     n_batches = resolved.train.n_batches if resolved.train else 0
-    code = supervise(here, n, resolved.campaign.n, n_batches, petsc.arguments())
+    code = supervise(here, n, resolved.campaign.n, n_batches, petsc.arguments(), max_restarts)
     if code == 130:
         typer.echo(f"stopped; `simlab run {case} --out {directory} --resume` goes on")
         return code
@@ -118,7 +124,8 @@ def generate(
                 ranks=world.size,
                 seed=resolved.campaign.seed,
             )
-    with interrupts(here.request_stop):
+    # attached: Ctrl-C goes to the supervisor, and a launcher that ends its ranks stops no run
+    with nullcontext() if attach else interrupts(here.request_stop):
         outcome = run_campaign(resolved, here, world, part)
     if world.rank == 0 and outcome.stopped:
         typer.echo(f"stopped with {outcome.n_missing} samples to go; --resume goes on")

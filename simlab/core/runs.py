@@ -221,6 +221,8 @@ class RunDirectory:
             manifest = self.manifest()
             for key, value in entries.items():
                 both = isinstance(value, Mapping) and isinstance(manifest.get(key), dict)
+                if both and value.get("state") == "running":
+                    manifest[key].pop("error", None)  # of an earlier start
                 manifest[key] = manifest[key] | value if both else value
             states = [
                 manifest[name]["state"]

@@ -4,9 +4,11 @@
                  +-- simlab train                   -> model     (follows the store, no MPI)
 
 The two are separate process groups and share nothing but the run directory, so either may be
-killed, and ``--resume`` goes on with both. The supervisor imports neither MPI nor torch. Ctrl-C, or
-a file STOP made by hand, asks both to stop after the sample and the batch at hand; a second Ctrl-C
-ends them at once.
+killed: the supervisor starts that side again while the other goes on, at most ``max_restarts``
+times, and notes it in the manifest (``restarts``) and in ``metrics.jsonl``. When the supervisor
+itself is killed both go on, and ``--resume`` adopts them (:mod:`.supervisor`). It imports neither
+MPI nor torch. Ctrl-C, or a file STOP made by hand, asks both to stop after the sample and the batch
+at hand; a second Ctrl-C ends them at once.
 """
 
 from __future__ import annotations
@@ -15,13 +17,9 @@ import json
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from simlab.core import environment
@@ -29,6 +27,7 @@ from simlab.core.errors import DependencyError, SimlabError
 from simlab.core.progress import Progress, console
 from simlab.core.runs import RunDirectory
 from simlab.core.signals import interrupts
+from simlab.pipeline.supervisor import Side, supervising
 
 __all__ = ["launch_environment", "refusal", "solver_command", "supervise"]
 
@@ -36,7 +35,6 @@ log = logging.getLogger("simlab.run")
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60.0
-_ENDED_WELL = (0, 3)  # 3: finished, some samples failed
 _LAUNCHER_WORDS = ("OMPI_", "PMIX_", "PMI_", "HYDRA_", "MPI_LOCAL")
 _REFUSALS = {
     "as root": "a launcher run as root wants OMPI_ALLOW_RUN_AS_ROOT=1 and "
@@ -85,50 +83,6 @@ def solver_command(n_ranks: int, words: Sequence[str]) -> list[str]:
     return [*launcher, "-n", str(n_ranks), sys.executable, "-m", "simlab", *words]
 
 
-@dataclass
-class _Child:
-    """One side of the run and its log file."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    begin: int  # where this start's words begin in the log
-
-    @property
-    def code(self) -> int | None:
-        return self.process.poll()
-
-    def signal(self, number: int) -> None:
-        if self.code is None:
-            os.killpg(self.process.pid, number)
-
-    def last_words(self, n_lines: int = 12) -> str:
-        text = self.log.read_bytes()[self.begin :].decode(errors="replace")
-        lines = text.splitlines()
-        if refusal(text):
-            return refusal(text)
-        errors = [line for line in lines if line.startswith("error:")]
-        return "\n".join(errors[-1:] or lines[-n_lines:])
-
-
-def _start(name: str, command: Sequence[str], run: RunDirectory, threads: int) -> _Child:
-    directory = run.path / "logs"
-    directory.mkdir(exist_ok=True)
-    path = directory / f"{name}.log"
-    begin = path.stat().st_size if path.exists() else 0
-    with path.open("ab") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=launch_environment(threads),
-            start_new_session=True,  # Ctrl-C reaches the supervisor only
-        )
-    log.info("%s started (pid %d), log in %s", name, process.pid, path)
-    return _Child(name, process, path, begin)
-
-
 class _Watch:
     """Progress of both sides, read from the end of ``metrics.jsonl``."""
 
@@ -151,8 +105,12 @@ class _Watch:
     def __exit__(self, *trace: Any) -> None:
         self._progress.__exit__(*trace)
 
-    def look(self) -> None:
-        """Read what was added and show it."""
+    def look(self) -> dict[str, float]:
+        """Read what was added and show it; return when each kind of line was last written."""
+        self._read()
+        return {kind: float(entry["time"]) for kind, entry in self._latest.items()}
+
+    def _read(self) -> None:
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -178,9 +136,25 @@ class _Watch:
 
 
 def supervise(
-    run: RunDirectory, n_ranks: int, n_samples: int, n_batches: int, petsc_words: Sequence[str] = ()
+    run: RunDirectory,
+    n_ranks: int,
+    n_samples: int,
+    n_batches: int,
+    petsc_words: Sequence[str] = (),
+    max_restarts: int = 3,
 ) -> int:
     """Run a started run's campaign, and its training beside it when ``n_batches`` is not 0.
+
+    Parameters
+    ----------
+    run : RunDirectory
+    n_ranks : int
+        Solver ranks.
+    n_samples, n_batches : int
+        What there is to do, for the progress bar.
+    petsc_words : sequence of str
+    max_restarts : int
+        How many times each side is started again when it dies.
 
     Returns
     -------
@@ -190,49 +164,63 @@ def supervise(
     Raises
     ------
     SimlabError
-        When either side failed, with its last words. Both have ended by then, data are kept.
+        When either side failed for good, with its last words. Both have ended by then, data are
+        kept.
     """
-    case = str(run.path / "case.toml")
-    common = ["--out", str(run.path), "--attach"]
+    here = str(run.path.absolute())
+    case = str(run.path.absolute() / "case.toml")
+    common = ["--out", here, "--attach"]
     threads = max(1, (os.cpu_count() or 1) - n_ranks)
     words = ["generate", case, *common, *(["--", *petsc_words] if petsc_words else [])]
-    children = [_start("solvers", solver_command(n_ranks, words), run, 1)]
+    command = solver_command(n_ranks, words)
+    sides = [Side(run, "solvers", "campaign", command, launch_environment(), max_restarts, refusal)]
     if n_batches:
-        trainer = [sys.executable, "-m", "simlab", "train", case, *common]
-        children.append(_start("trainer", [*trainer, "--solver-ranks", str(n_ranks)], run, threads))
-    failed: _Child | None = None
+        command = [sys.executable, "-m", "simlab", "train", case, *common]
+        command += ["--solver-ranks", str(n_ranks)]
+        sides.append(
+            Side(run, "trainer", "train", command, launch_environment(threads), max_restarts)
+        )
 
     def ask() -> None:
         log.warning("stopping after the sample and batch at hand; once more ends at once")
         run.request_stop()
 
     def end() -> None:
-        for child in children:
-            child.signal(signal.SIGTERM)
+        for side in sides:
+            side.terminate()
 
-    with interrupts(ask, end) as received, _Watch(run, n_samples, n_batches) as watch:
-        deadline = float("inf")
-        while any(child.code is None for child in children):
-            time.sleep(_POLL_SECONDS)
-            watch.look()
-            broken = [child for child in children if child.code not in (None, *_ENDED_WELL)]
-            if broken and failed is None:
-                failed = broken[0]
-                run.request_stop()
-            if run.stop_requested() and deadline == float("inf"):
-                deadline = time.monotonic() + _GRACE_SECONDS
-            if time.monotonic() > deadline:
-                for child in children:
-                    child.signal(signal.SIGKILL)
-        watch.look()
-    failed = failed or next((c for c in children if c.code not in _ENDED_WELL), None)
+    with (
+        supervising(run),
+        interrupts(ask, end) as received,
+        _Watch(run, n_samples, n_batches) as watch,
+    ):
+        for side in sides:
+            side.begin()
+        _watch_over(sides, run, watch)
+    failed = next((side for side in sides if side.failure), None)
     if received or (failed is None and run.manifest()["state"] == "stopped"):
         return 130
     if failed is not None:
-        run.update(**{"campaign" if failed.name == "solvers" else "train": {"state": "failed"}})
-        raise SimlabError(
-            f"the {failed.name} ended with exit code {failed.code}; what is solved is kept and "
-            f"--resume goes on. {failed.log} ends with:\n{failed.last_words()}"
-        )
+        run.update(**{failed.section: {"state": "failed"}})
+        raise SimlabError(failed.failure)
     console().print()
-    return max(child.code or 0 for child in children)
+    return max(side.code or 0 for side in sides)
+
+
+def _watch_over(sides: Sequence[Side], run: RunDirectory, watch: _Watch) -> None:
+    """Return when all sides have ended; one that failed for good stops the others."""
+    deadline = float("inf")
+    while not all(side.has_ended for side in sides):
+        time.sleep(_POLL_SECONDS)
+        latest = watch.look()
+        for side in sides:
+            side.progressed(latest.get(side.section, 0.0))
+            side.look(stopping=run.stop_requested())
+            if side.failure:
+                run.request_stop()
+        if run.stop_requested() and deadline == float("inf"):
+            deadline = time.monotonic() + _GRACE_SECONDS
+        if time.monotonic() > deadline:
+            for side in sides:
+                side.kill()
+    watch.look()

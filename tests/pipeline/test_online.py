@@ -107,7 +107,7 @@ def test_a_stop_file_made_by_hand_says_stopped(tmp_path) -> None:
 def test_one_side_killed_ends_the_other_and_resume_finishes(tmp_path, victim) -> None:
     out = tmp_path / "run"
     words = ["--set", "campaign.n=4000", "--set", "family.cells=48"] if victim == "generate" else []
-    process = start(out, *words)
+    process = start(out, *words, "--max-restarts", "0")
     wait_for(out, "campaign" if victim == "generate" else "train")
     for pid in children_of(out):
         if victim in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
