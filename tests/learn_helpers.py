@@ -10,6 +10,8 @@ SEED = 60913
 # Settings that learn these problems in seconds, and what the kinds cannot do.
 SMALL = {
     "fno": {"modes": 8, "width": 12, "layers": 2},
+    "tfno": {"modes": 8, "width": 20, "layers": 2, "rank": 0.2},
+    "uno": {"modes": 8, "width": 8, "levels": 1},
     "unet": {"width": 16, "levels": 2},
 }
 ONE_GRID = ("mlp", "unet")  # they belong to the grid they were trained on

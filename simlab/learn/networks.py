@@ -16,7 +16,7 @@ __all__ = ["BranchTrunkNetwork", "DirectNetwork", "FourierNetwork", "ScaledNetwo
 
 
 class FourierNetwork(nn.Module):
-    """neuraloperator's FNO with parameters and time as constant channels (settings: ``FNO``)."""
+    """neuraloperator's FNO with parameters and time as constant channels (``FNO``, ``TFNO``)."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class FourierNetwork(nn.Module):
         lifting: int,
         projection: int,
         padding: float,
+        rank: float | None = None,
     ) -> None:
         super().__init__()
         os.environ.setdefault("WANDB_MODE", "disabled")  # neuraloperator imports a web logger
@@ -49,6 +50,8 @@ class FourierNetwork(nn.Module):
                 projection_channel_ratio=projection,
                 domain_padding=padding or None,
                 positional_embedding="grid",
+                factorization=None if rank is None else "tucker",
+                rank=1.0 if rank is None else rank,
                 conv_module=MatrixSpectralConv,
             )
         )

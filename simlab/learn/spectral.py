@@ -20,11 +20,13 @@ and a network trained on an even grid fails on an odd one; here frequencies stay
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 from torch import nn
+from torch.nn import functional
 
 __all__ = ["MatrixSpectralConv", "PointwiseConv", "with_matrix_products"]
 
@@ -71,17 +73,37 @@ def _on_grid(weight: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
 
 
 class MatrixSpectralConv(SpectralConv):
-    """A spectral convolution that computes only the modes it keeps."""
+    """A spectral convolution that computes only the modes it keeps.
 
-    def forward(self, x: torch.Tensor, output_shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """Return the convolution of ``x`` (B, C, *grid), float32, on the same grid."""
+    It may lead to another grid (``resolution_scaling_factor``, ``output_shape``): modes that both
+    grids hold are summed there, and skip connections are interpolated between cell centres.
+    """
+
+    def grid_after(
+        self, grid: tuple[int, ...], output_shape: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Return the grid that this layer leads to from a grid."""
         if output_shape is not None:
-            raise ValueError("MatrixSpectralConv does not resample: output_shape must be None")
+            return tuple(output_shape)
+        scaling = self.resolution_scaling_factor or [1.0] * len(grid)
+        return tuple(max(1, round(n * factor)) for n, factor in zip(grid, scaling, strict=True))
+
+    def transform(self, x: torch.Tensor, output_shape: Sequence[int] | None = None) -> torch.Tensor:
+        """Return ``x`` interpolated between cell centres to the grid the layer leads to."""
+        grid = self.grid_after(tuple(x.shape[2:]), output_shape)
+        if grid == tuple(x.shape[2:]):
+            return x
+        mode = ("linear", "bilinear", "trilinear")[len(grid) - 1]
+        return functional.interpolate(x, size=grid, mode=mode)
+
+    def forward(self, x: torch.Tensor, output_shape: Sequence[int] | None = None) -> torch.Tensor:
+        """Return the convolution of ``x`` (B, C, *grid), float32, on the grid it leads to."""
         grid, d = tuple(x.shape[2:]), x.ndim - 2
-        weight = _on_grid(self.weight.to_tensor(), grid)
+        to = self.grid_after(grid, output_shape)
+        weight = _on_grid(self.weight.to_tensor(), tuple(map(min, grid, to)))
         modes = tuple(weight.shape[2:])
         b, c, o = len(x), self.in_channels, self.out_channels
-        forward, back = (matrix.to(x) for matrix in _last_axis(grid[-1], modes[-1]))
+        forward = _last_axis(grid[-1], modes[-1])[0].to(x)
         z = (x.reshape(-1, grid[-1]) @ forward).reshape(b, c, *grid[:-1], modes[-1], 2)
         for n, m in zip(grid[:-1], modes[:-1], strict=True):  # axes move to the end one by one
             z = z.movedim(2, -2).flatten(-2) @ _axis(n, m)[0].to(x)
@@ -90,10 +112,11 @@ class MatrixSpectralConv(SpectralConv):
         matrices = _real_blocks(weight.permute(1 + d, *range(2, 1 + d), 0, 1))
         y = torch.bmm(by_mode, matrices.reshape(-1, 2 * c, 2 * o))
         y = y.reshape(modes[-1], *modes[:-1], b, o, 2).permute(d, d + 1, *range(d), d + 2)
-        for n, m in zip(reversed(grid[:-1]), reversed(modes[:-1]), strict=True):
+        for n, m in zip(reversed(to[:-1]), reversed(modes[:-1]), strict=True):
             y = y.flatten(-2) @ _axis(n, m)[1].to(x)
             y = y.unflatten(-1, (n, 2)).movedim(-2, 2)
-        y = (y.reshape(-1, 2 * modes[-1]) @ back).reshape(b, o, *grid)
+        back = _last_axis(to[-1], modes[-1])[1].to(x)
+        y = (y.reshape(-1, 2 * modes[-1]) @ back).reshape(b, o, *to)
         return y if self.bias is None else y + self.bias
 
 

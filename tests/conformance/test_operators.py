@@ -235,6 +235,50 @@ def test_spectral_layer_is_neuraloperators(grid, modes):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize(("grid", "to"), [((9, 12), (5, 6)), ((5, 7), (9, 14)), ((11,), (6,))])
+def test_spectral_layer_to_another_grid(grid, to):
+    """What both grids hold is the same function there, on an odd number of points too."""
+    from simlab.learn.spectral import MatrixSpectralConv
+
+    torch.manual_seed(5503)
+    layer = MatrixSpectralConv(2, 3, (4,) * len(grid), bias=False)
+
+    def wave(shape):
+        axes = [2 * torch.pi * torch.arange(n) / n for n in shape]
+        x = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+        return torch.stack([torch.cos(x.sum(0)), 1.0 + torch.sin(x[-1])])[None]
+
+    with torch.no_grad():
+        here = layer(wave(grid), output_shape=to)
+        there = layer(wave(to))
+        assert layer.transform(wave(grid), output_shape=to).shape[2:] == here.shape[2:]
+    assert there.abs().max() > 0.01
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
+
+
+def test_tfno_has_a_fraction_of_the_weights():
+    def n_weights(**settings):
+        network = operators.build({"modes": 12, "width": 24} | settings).build(field_schema(32))
+        return sum(weight.numel() for weight in network.parameters())
+
+    dense = n_weights(kind="fno")
+    assert n_weights(kind="tfno", rank=0.05) < n_weights(kind="tfno", rank=0.2) < 0.4 * dense
+
+
+def test_uno_halves_modes_with_the_grid():
+    uno = operators.build({"kind": "uno", "modes": 12, "levels": 2})
+    assert uno.modes_along(field_schema(64)) == [[12, 12], [6, 6], [4, 4]]
+    assert uno.modes_along(field_schema(8)) == [[8, 8], [4, 4], [2, 2]]
+
+
+def test_uno_on_an_odd_grid(capsys):
+    schema = field_schema(15)
+    network = operators.build({"kind": "uno", "modes": 6, "width": 6}).build(schema)
+    made = network(*inputs_for(schema))
+    assert made.shape == (3, 1, 15, 15)
+    assert capsys.readouterr().out == ""
+
+
 def test_pointwise_products_are_convolutions():
     from simlab.learn.spectral import with_matrix_products
 

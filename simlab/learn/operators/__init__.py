@@ -134,6 +134,10 @@ class FNO:
 
     def build(self, schema: Schema) -> nn.Module:
         """Return the network."""
+        return self.network(schema)
+
+    def network(self, schema: Schema, rank: float | None = None) -> nn.Module:
+        """Return the network, with Tucker factors of this relative size for dense weights."""
         self.check(schema)
         from simlab.learn.networks import FourierNetwork
 
@@ -148,6 +152,7 @@ class FNO:
             lifting=self.lifting,
             projection=self.projection,
             padding=self.padding,
+            rank=rank,
         )
 
 
