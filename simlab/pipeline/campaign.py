@@ -149,7 +149,7 @@ def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:
         raise ConfigError(
             f"campaign.ranks_per_group = {campaign.ranks_per_group} does not divide {n_ranks} ranks"
         )
-    expected = 4.0 * campaign.n * schema.values_per_sample
+    expected = float(campaign.storage.bytes_per_value() * campaign.n * schema.values_per_sample)
     parent = next(place for place in (directory, *directory.resolve().parents) if place.exists())
     free = shutil.disk_usage(parent).free
     if 2.1 * expected > free:
@@ -274,6 +274,7 @@ def _open_store(case: Case, run: RunDirectory) -> SnapshotStore:
         seed=case.campaign.seed,
         split=case.campaign.split,
         config=case.tables(),
+        storage=case.campaign.storage,
     )
     store.recover()
     return store

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
@@ -27,6 +27,7 @@ from simlab.linalg.system import LinearSolver, solvers
 from simlab.problems.family import ParameterSpace, ProblemFamily, families
 from simlab.problems.samplers import Sampler, samplers
 from simlab.problems.spaces import sampled_by
+from simlab.store.storage import Storage
 
 __all__ = ["Campaign", "Case", "load_case"]
 
@@ -64,6 +65,10 @@ class Campaign:
         Ranks that work on one system together; groups work side by side.
     max_failures : int
         Failed samples after which the campaign gives up; fewer are recorded and skipped.
+    profile : {"default", "fast", "archive"}, optional
+        How shards are laid out: checked chunks, mappable, or compressed.
+    float64 : bool, optional
+        Keep fields in double precision beside The Well's single one.
     """
 
     n: int = Field(200, ge=1)
@@ -75,6 +80,8 @@ class Campaign:
     order: Annotated[Any, PlainValidator(_order)] = "auto"
     ranks_per_group: int = Field(1, ge=1)
     max_failures: int = Field(100, ge=0)
+    profile: Literal["default", "fast", "archive"] | None = None
+    float64: bool | None = None
 
     def __post_init__(self) -> None:
         total = self.train + self.valid + self.test
@@ -85,6 +92,11 @@ class Campaign:
     def split(self) -> dict[str, float]:
         """Shares by split name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
+    def storage(self) -> Storage:
+        """How the store keeps values."""
+        return Storage(self.profile or "default", bool(self.float64))
 
 
 @settings

@@ -106,10 +106,15 @@ def as_records(schema: Schema, event: Event) -> bytes:
 
 
 def field_values(
-    schema: Schema, specs: tuple[FieldSpec, ...], records: list[Record]
+    schema: Schema, specs: tuple[FieldSpec, ...], records: list[Record], *, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Return a copy of the fields that a group of records holds, by name."""
+    """Return a copy of the fields that a group of records holds, by name.
+
+    They are in the type that Well groups have, or with ``exact`` in that of the records.
+    """
     return {
-        spec.name: record.values().reshape(schema.field_shape(spec)).copy()
+        spec.name: record.values()
+        .reshape(schema.field_shape(spec))
+        .astype(record.dtype if exact else stored_dtype(spec))
         for spec, record in zip(specs, records, strict=True)
     }

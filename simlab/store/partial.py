@@ -80,7 +80,7 @@ class Partial:
         for group, solvers in self._groups():
             record = group.commit
             if record.kind == Kind.STEP:
-                fields = field_values(schema, schema.outputs, group.fields)
+                fields = field_values(schema, schema.outputs, group.fields, exact=True)
                 yield StoredStep(record.step, record.time, fields, solvers.provenance(record))
 
     def _groups(self) -> Iterator[tuple[Group, SolverNames]]:

@@ -14,7 +14,7 @@ import numpy as np
 from simlab.core.errors import StoreError
 from simlab.core.samples import Sample, Trajectory
 from simlab.store.schema import Schema
-from simlab.store.shards import field_path
+from simlab.store.shards import exact_path, field_path
 
 __all__ = ["ShardFiles", "Split"]
 
@@ -173,11 +173,17 @@ class Split(Sequence[Trajectory]):
         """Return for each trajectory the shard, by its name below ``data/``, and the row in it."""
         return list(zip(self._shards, self._rows.tolist(), strict=True))
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self, exact: bool = False) -> dict[str, np.ndarray]:
         """Return everything stacked: parameters (B,), inputs (B, *grid), outputs (B, T, *grid).
 
         Each shard is read once, in one piece per field.
+
+        Parameters
+        ----------
+        exact : bool
+            Grid fields in double precision, of a store that keeps them (``Storage.float64``).
         """
+        path = exact_path if exact else field_path
         schema = self.schema
         n = len(self)
         found: dict[str, np.ndarray] = {name: np.empty(n) for name in schema.parameters}
@@ -186,7 +192,7 @@ class Split(Sequence[Trajectory]):
             by_shard.setdefault(shard, []).append(position)
         for spec in schema.fields:
             time = (len(schema.times),) if spec.role == "output" else ()
-            dtype = np.float64 if spec.location == "vertex" else np.float32
+            dtype = np.float64 if exact or spec.location == "vertex" else np.float32
             found[spec.name] = np.empty((n, *time, *schema.field_shape(spec)), dtype=dtype)
         for shard, positions in by_shard.items():
             rows = self._rows[positions]
@@ -195,7 +201,7 @@ class Split(Sequence[Trajectory]):
                 found[name][positions] = parameters[:, column]
             for spec in schema.fields:
                 low, high = int(rows.min()), int(rows.max()) + 1
-                values = self._files.values(shard, field_path(spec), slice(low, high))
+                values = self._files.values(shard, path(spec), slice(low, high))
                 found[spec.name][positions] = values[rows - low]
         return found
 

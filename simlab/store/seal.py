@@ -368,7 +368,13 @@ def _seal_shard(store: SnapshotStore, split: str, rows: Sequence[Row]) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shards.write(
-            draft, store.schema, rows, campaign=store.uuid, seed=store.seed, config=store.config
+            draft,
+            store.schema,
+            rows,
+            campaign=store.uuid,
+            seed=store.seed,
+            config=store.config,
+            storage=store.storage,
         )
         line = shards.inspect(draft, store.schema)
         files.rename(draft, target)

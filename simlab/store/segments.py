@@ -28,6 +28,7 @@ from simlab.core.samples import Sample
 from simlab.store import files
 from simlab.store.records import Kind, SolverNames, pack, pack_field, pack_step
 from simlab.store.schema import FieldSpec, Schema
+from simlab.store.storage import Storage, stored_dtype
 
 __all__ = ["SEGMENT_BYTES", "SUFFIX", "Writer", "stored_dtype"]
 
@@ -37,11 +38,7 @@ _SYNC_SECONDS = 1.0
 _SYNC_BYTES = 64 << 20
 _HEARTBEAT_SECONDS = 60.0
 _UNKNOWN = Provenance()
-
-
-def stored_dtype(spec: FieldSpec) -> np.dtype:
-    """Return the type a field is stored in: float32 on the grid (The Well's), float64 on meshes."""
-    return np.dtype("<f8" if spec.location == "vertex" else "<f4")
+_STORAGE = Storage()
 
 
 @dataclass
@@ -146,6 +143,7 @@ class Writer:
         split_of: Callable[[int], str],
         last_attempt: Callable[[int, str], int],
         segment_bytes: int = SEGMENT_BYTES,
+        storage: Storage = _STORAGE,
     ) -> None:
         self.id = files.process_id()
         self._directory = directory
@@ -155,6 +153,7 @@ class Writer:
         self._split_of = split_of
         self._last_attempt = last_attempt
         self._segment_bytes = segment_bytes
+        self._storage = storage
         self._segments = 0
         self._current: _Segment | None = None
         self._open: dict[int, _Open] = {}
@@ -329,17 +328,19 @@ class Writer:
         given = np.asarray(values)
         dtype = stored_dtype(spec)
         with np.errstate(over="ignore", invalid="ignore"):
-            stored = np.ascontiguousarray(given, dtype=dtype)
-            total = stored.sum()  # not finite if any value is not
+            shown = np.ascontiguousarray(given, dtype=dtype)
+            total = shown.sum()  # not finite if any value is not
+            kept = self._storage.record_dtype(spec)
+            stored = shown if kept == dtype else np.ascontiguousarray(given, dtype=kept)
         if given.shape != self._schema.field_shape(spec) or not np.isfinite(total):
             self._schema.check_field(spec, given, where)
-            if not np.all(np.isfinite(stored)):
+            if not np.all(np.isfinite(shown)):
                 raise SchemaError(
                     f"{where}: field {spec.name!r} has values beyond {dtype.name}; rescale it"
                 )
         if spec.order == 2:
             stored = stored.reshape(*stored.shape[:-2], -1)
-        return stored, given.dtype != dtype
+        return stored, given.dtype != kept
 
     def _segment(self) -> _Segment:
         if self._current is None:

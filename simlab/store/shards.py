@@ -2,8 +2,9 @@
 
 The Well's groups hold float32 fields, coordinates, scalars and boundary conditions; the group
 ``simlab`` holds what makes a row traceable and checkable (id, attempt, seed, exact parameters,
-solver log, CRC of every stored field), ``mesh`` the fields on vertices. Chunks are whole steps of
-64 KiB to 1 MiB with fletcher32. The root attribute ``n_trajectories`` is written last.
+solver log, CRC of every stored field), ``mesh`` the fields on vertices, ``simlab/f64`` the double
+precision twins of a store that keeps them. Chunks, where the profile (:mod:`.storage`) has them,
+are whole steps of 64 KiB to 1 MiB. The root attribute ``n_trajectories`` is written last.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from simlab.core.reports import Provenance
 from simlab.store import files, solves
 from simlab.store.records import Record
 from simlab.store.schema import FieldSpec, Schema
-from simlab.store.segments import stored_dtype
 from simlab.store.stats import Moments
+from simlab.store.storage import Storage, create_dataset, stored_dtype
 
-__all__ = ["READABLE", "SCHEMA", "Row", "field_path", "inspect", "write"]
+__all__ = ["READABLE", "SCHEMA", "Row", "exact_path", "field_path", "inspect", "write"]
 
 SCHEMA = "simlab-store/2"
 READABLE = ("simlab-store/1", SCHEMA)
@@ -72,6 +73,11 @@ def field_path(spec: FieldSpec) -> str:
     return f"t{spec.order}_fields/{spec.name}"
 
 
+def exact_path(spec: FieldSpec) -> str:
+    """Return the dataset of a field's values in double precision, where a store keeps them."""
+    return field_path(spec) if spec.location == "vertex" else f"simlab/f64/{spec.name}"
+
+
 def write(
     path: Path,
     schema: Schema,
@@ -80,6 +86,7 @@ def write(
     campaign: str,
     seed: int,
     config: Mapping[str, Any],
+    storage: Storage,
 ) -> None:
     """Write one shard; all rows have the same number of steps. The file is synced.
 
@@ -101,14 +108,25 @@ def write(
         fs_page_size=page,
     ) as file:
         _write_header(file, schema, n_steps, rows, campaign)
+        file.attrs["simlab_profile"] = storage.profile
         _write_log(file, schema, rows, config)
         _write_solves(file, rows, config, seed)
-        for number, spec in enumerate(schema.inputs):
-            records = [[row.inputs[number]] for row in rows]
-            _write_field(file, schema, spec, rows, records)
-        for number, spec in enumerate(schema.outputs):
-            records = [[step[0][number] for step in row.steps] for row in rows]
-            _write_field(file, schema, spec, rows, records)
+        inputs = [[[row.inputs[i]] for row in rows] for i in range(len(schema.inputs))]
+        outputs = [
+            [[step[0][i] for step in row.steps] for row in rows] for i in range(len(schema.outputs))
+        ]
+        for name, specs, fields in (
+            ("input_crc32", schema.inputs, inputs),
+            ("crc32", schema.outputs, outputs),
+        ):
+            crcs = [
+                _write_field(file, schema, spec, rows, records, storage)
+                for spec, records in zip(specs, fields, strict=True)
+            ]
+            given = [[[r.crc for r in row] for row in records] for records in fields]
+            _write_crcs(file, name, specs, crcs, len(rows))
+            if storage.float64:
+                _write_crcs(file, f"f64_{name}", specs, given, len(rows))
         file.attrs["n_trajectories"] = len(rows)
         file.flush()
         image = file.id.get_file_image()
@@ -151,7 +169,10 @@ def inspect(path: Path, schema: Schema) -> dict[str, Any]:
             for role, specs in (("input_crc32", schema.inputs), ("crc32", schema.outputs)):
                 crcs = log[role][:]
                 for number, spec in enumerate(specs):
-                    _inspect_field(file, spec, crcs[..., number], n_rows, moments)
+                    twin = None
+                    if f"f64_{role}" in log and spec.location == "grid":
+                        twin = file[exact_path(spec)], log[f"f64_{role}"][..., number]
+                    _inspect_field(file, spec, crcs[..., number], n_rows, moments, twin)
             line["moments"] = {name: item.to_json() for name, item in moments.items()}
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path}: {error}") from error
@@ -226,8 +247,6 @@ def _write_log(
     file: h5py.File, schema: Schema, rows: Sequence[Row], config: Mapping[str, Any]
 ) -> None:
     segments = sorted({row.segment for row in rows})
-    crcs = [[[record.crc for record in step[0]] for step in row.steps] for row in rows]
-    input_crcs = [[record.crc for record in row.inputs] for row in rows]
     log = file.create_group("simlab")
     parameters = [[row.sample["parameters"][name] for name in schema.parameters] for row in rows]
     numbers = {segment: number for number, segment in enumerate(segments)}
@@ -236,8 +255,6 @@ def _write_log(
         "attempt": np.array([row.attempt for row in rows], dtype=np.uint32),
         "seed": np.array([row.sample["seed"] for row in rows], dtype=np.int64),
         "parameters": np.array(parameters, dtype=np.float64).reshape(len(rows), -1),
-        "crc32": np.array(crcs, dtype=np.uint32),
-        "input_crc32": np.array(input_crcs, dtype=np.uint32).reshape(len(rows), -1),
         "source": np.array([numbers[row.segment] for row in rows], dtype=np.uint32),
         "begin": np.array([row.begin for row in rows], dtype=np.uint64),
         "end": np.array([row.end for row in rows], dtype=np.uint64),
@@ -251,9 +268,19 @@ def _write_log(
     log["trajectory_provenance"] = np.array(
         [json.dumps(row.sample["provenance"]) for row in rows], dtype=_TEXT
     )
-    log["crc32"].attrs["fields"] = _texts([spec.name for spec in schema.outputs])
-    log["input_crc32"].attrs["fields"] = _texts([spec.name for spec in schema.inputs])
     log["parameters"].attrs["names"] = _texts(schema.parameters)
+
+
+def _write_crcs(
+    file: h5py.File, name: str, specs: Sequence[FieldSpec], crcs: Sequence[Any], n_rows: int
+) -> None:
+    """Write the CRCs of fields, each given as (B, T): (B, T, F) of outputs, (B, F) of inputs."""
+    table = np.array(crcs, dtype=np.uint32)
+    table = np.moveaxis(table, 0, -1) if specs else np.empty((n_rows, 0), dtype=np.uint32)
+    if name.endswith("input_crc32"):
+        table = table.reshape(n_rows, len(specs))
+    _checked(file["simlab"], name, np.ascontiguousarray(table))
+    file["simlab"][name].attrs["fields"] = _texts([spec.name for spec in specs])
 
 
 def _write_solves(
@@ -275,9 +302,13 @@ def _write_field(
     spec: FieldSpec,
     rows: Sequence[Row],
     records: Sequence[Sequence[Record]],
-) -> None:
-    """Write one field of all rows in blocks; ``records[b][t]`` says where its values are."""
-    dtype = stored_dtype(spec)
+    storage: Storage,
+) -> list[list[int | None]]:
+    """Write one field of all rows in blocks; ``records[b][t]`` says where its values are.
+
+    Returns the CRCs of what was written, by row and step.
+    """
+    kept, dtype = storage.record_dtype(spec), stored_dtype(spec)
     shape = schema.field_shape(spec)
     n_steps = len(records[0])
     step_bytes = dtype.itemsize * max(1, int(np.prod(shape)))
@@ -285,13 +316,8 @@ def _write_field(
     time = (n_steps,) if spec.role == "output" else ()
     time_chunk = (min(n_steps, per_chunk),) if spec.role == "output" else ()
     row_chunk = min(len(rows), max(1, per_chunk // n_steps))
-    data = file.create_dataset(
-        field_path(spec),
-        shape=(len(rows), *time, *shape),
-        dtype=dtype,
-        chunks=(row_chunk, *time_chunk, *shape),
-        fletcher32=True,
-    )
+    whole, chunks = (len(rows), *time, *shape), (row_chunk, *time_chunk, *shape)
+    data = create_dataset(file, field_path(spec), whole, dtype, chunks, storage.profile)
     data.attrs.update(_varying(sample=True, time=spec.role == "output"))
     data.attrs.update({"units": spec.units, "long_name": spec.long_name or spec.name})
     if spec.location == "grid":
@@ -300,42 +326,70 @@ def _write_field(
         data.attrs["location"] = "vertex"
     if spec.order == 2:
         data.attrs.update({"symmetric": False, "antisymmetric": False})
-    if any(record.is_cast for row in records for record in row):
+    if kept != dtype or any(record.is_cast for row in records for record in row):
         data.attrs["cast_to"] = dtype.name
+    twin = None
+    if kept != dtype:
+        twin = create_dataset(file, exact_path(spec), whole, kept, chunks, storage.profile)
+        twin.attrs["units"] = spec.units
+    crcs: list[list[int | None]] = []
     block = row_chunk * max(1, _BLOCK_BYTES // (step_bytes * n_steps * row_chunk))
     for first in range(0, len(rows), block):
         last = min(first + block, len(rows))
-        values = np.empty((last - first, n_steps, *shape), dtype=dtype)
+        values = np.empty((last - first, n_steps, *shape), dtype=kept)
         for b in range(first, last):
             for t, record in enumerate(records[b]):
                 os.preadv(rows[b].fd, [values[b - first, t]], record.payload_at)
+        if twin is None:
+            crcs += [[record.crc for record in row] for row in records[first:last]]
+        else:
+            twin[first:last] = values if time else values[:, 0]
+            values = values.astype(dtype)
+            crcs += [[zlib.crc32(step.data) for step in row] for row in values]
         data[first:last] = values if time else values[:, 0]
+    return crcs
 
 
 def _inspect_field(
-    file: h5py.File, spec: FieldSpec, crcs: np.ndarray, n_rows: int, moments: dict[str, Moments]
+    file: h5py.File,
+    spec: FieldSpec,
+    crcs: np.ndarray,
+    n_rows: int,
+    moments: dict[str, Moments],
+    twin: tuple[h5py.Dataset, np.ndarray] | None,
 ) -> None:
-    """Check one field against its CRCs and add its moments."""
+    """Check one field, and its twin in double precision, against the CRCs; add its moments."""
     data = file[field_path(spec)]
     if len(data) != n_rows or len(crcs) != n_rows:
         raise StoreError(f"field {spec.name!r} has {len(data)} rows, expected {n_rows}")
     is_output = spec.role == "output"
     row_bytes = data.dtype.itemsize * max(1, int(np.prod(data.shape[1:])))
-    block = data.chunks[0] * max(1, _BLOCK_BYTES // (row_bytes * data.chunks[0]))
+    row_chunk = data.chunks[0] if data.chunks else 1
+    block = row_chunk * max(1, _BLOCK_BYTES // (row_bytes * row_chunk))
     for first in range(0, n_rows, block):
-        values = data[first : first + block]
-        steps = values if is_output else values[:, None]
-        for b in range(len(steps)):
-            for t in range(steps.shape[1]):
-                expected = crcs[first + b, t] if is_output else crcs[first + b]
-                if zlib.crc32(np.ascontiguousarray(steps[b, t]).data) != expected:
-                    raise StoreError(
-                        f"field {spec.name!r}, row {first + b}, step {t}: not what was sealed"
-                    )
+        part = slice(first, first + block)
+        values = data[part]
+        _check_crcs(spec.name, values, crcs[part], first, is_output)
+        if twin is not None:
+            exact = twin[0][part]
+            _check_crcs(f"f64/{spec.name}", exact, twin[1][part], first, is_output)
+            if not np.array_equal(exact.astype(values.dtype), values):
+                raise StoreError(f"field {spec.name!r} is not its double precision twin, rounded")
         _merge(moments, spec.name, Moments.of(values, spec.order))
         if is_output and values.shape[1] > 1:
             delta = np.subtract(values[:, 1:], values[:, :-1], dtype=np.float64)
             _merge(moments, f"{spec.name}.delta", Moments.of(delta, spec.order))
+
+
+def _check_crcs(
+    name: str, values: np.ndarray, crcs: np.ndarray, first: int, is_output: bool
+) -> None:
+    """Raise StoreError unless every step of some rows, the first of them ``first``, has its CRC."""
+    steps = values if is_output else values[:, None]
+    for b, expected in enumerate(crcs.reshape(len(steps), -1).tolist()):
+        for t, crc in enumerate(expected):
+            if zlib.crc32(np.ascontiguousarray(steps[b, t]).data) != crc:
+                raise StoreError(f"field {name!r}, row {first + b}, step {t}: not what was sealed")
 
 
 def _merge(moments: dict[str, Moments], name: str, found: Moments) -> None:

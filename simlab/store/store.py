@@ -45,12 +45,13 @@ from simlab.store.shards import READABLE, SCHEMA
 from simlab.store.solves import read_solves
 from simlab.store.splits import SPLITS, assign, check_fractions
 from simlab.store.stats import constants, merged, to_yaml
+from simlab.store.storage import Storage
 from simlab.store.verify import verify
 
 __all__ = ["SnapshotStore", "SplitStatus", "Status"]
 
 _DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
-_IDENTITY = ("n", "seed", "split", "spec", "mesh", "config")
+_IDENTITY = ("n", "seed", "split", "spec", "mesh", "config", "storage")
 _MISSING, _IN_FLIGHT, _FAILED, _DONE = range(4)
 
 
@@ -115,6 +116,8 @@ class SnapshotStore:
     uuid : str
     fractions : dict of str to float
         Share of each split.
+    storage : Storage
+        How values are laid out in shards.
 
     Examples
     --------
@@ -139,6 +142,7 @@ class SnapshotStore:
     config: dict[str, Any]
     uuid: str
     fractions: dict[str, float]
+    storage: Storage = field(default_factory=Storage)
     catalogue: Catalogue = field(init=False, repr=False)
     inflight: Inflight = field(init=False, repr=False)
     files: ShardFiles = field(init=False, repr=False)
@@ -162,10 +166,16 @@ class SnapshotStore:
         seed: int,
         split: Mapping[str, float] = _DEFAULT_SPLIT,
         config: Mapping[str, Any] | None = None,
+        storage: Storage | None = None,
     ) -> SnapshotStore:
         """Make a store, or open the one that is there if it is the same campaign.
 
         Any number of processes may call this at once.
+
+        Parameters
+        ----------
+        storage : Storage, optional
+            Profile and precision; The Well's loader reads all of them.
 
         Raises
         ------
@@ -186,6 +196,9 @@ class SnapshotStore:
             "mesh": None,
             "config": dict(config or {}),
         }
+        kept = (storage or Storage()).to_json()
+        if kept is not None:
+            content["storage"] = kept
         content = json.loads(json.dumps(content))
         with files.reported(path):
             for name in ("inflight", "manifest", *(f"data/{item}" for item in SPLITS)):
@@ -230,6 +243,7 @@ class SnapshotStore:
             found["config"],
             found["uuid"],
             check_fractions(found["split"]),
+            Storage.from_json(found.get("storage")),
         )
 
     @property
@@ -267,6 +281,7 @@ class SnapshotStore:
             split_of=self.split_of,
             last_attempt=self._last_attempt,
             segment_bytes=segment_bytes,
+            storage=self.storage,
         )
 
     def seal(

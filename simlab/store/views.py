@@ -25,9 +25,9 @@ import numpy as np
 from simlab.core.errors import StoreError
 from simlab.store import files
 from simlab.store.schema import FieldSpec
-from simlab.store.segments import stored_dtype
 from simlab.store.shards import field_path
 from simlab.store.splits import SPLITS
+from simlab.store.storage import stored_dtype
 
 if TYPE_CHECKING:
     from simlab.store.store import SnapshotStore

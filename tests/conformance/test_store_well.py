@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from store_helpers import SEED, make_mesh, make_schema, sample_of, step_of, write
 
+from simlab.store.storage import PROFILES, Storage
 from simlab.store.store import SnapshotStore
 
 pytest.importorskip("the_well")
@@ -18,8 +19,8 @@ CASES = [
 ]
 
 
-def campaign(path, schema, n=20):
-    store = SnapshotStore.create(path, schema, n=n, seed=SEED)
+def campaign(path, schema, n=20, storage=None):
+    store = SnapshotStore.create(path, schema, n=n, seed=SEED, storage=storage)
     with store.writer(segment_bytes=20_000) as writer:
         for traj in range(n):
             write(writer, schema, traj)
@@ -46,7 +47,23 @@ def in_file_order(store, split):
 @pytest.mark.parametrize(("dims", "n_steps"), CASES)
 def test_the_wells_loader_reads_every_value(tmp_path, dims, n_steps):
     schema = make_schema(dims, n_steps, tensor=True, mesh=make_mesh() if dims == 2 else None)
-    store = campaign(tmp_path / "s", schema)
+    assert_the_wells_loader_reads(campaign(tmp_path / "s", schema))
+
+
+@pytest.mark.parametrize("float64", [False, True])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_wells_loader_reads_every_profile(tmp_path, profile, float64):
+    schema = make_schema(2, 4, tensor=True, mesh=make_mesh())
+    store = campaign(tmp_path / "s", schema, storage=Storage(profile, float64))
+    assert_the_wells_loader_reads(store)
+    assert store.verify(deep=True) == []
+    for path in (store.path / "data").glob("*/*.h5"):
+        check_well_format(path)
+
+
+def assert_the_wells_loader_reads(store):
+    schema = store.schema
+    dims, n_steps = schema.n_dims, len(schema.times)
     for split, n in (("train", 16), ("valid", 2), ("test", 2)):
         ids = in_file_order(store, split)
         assert sorted(ids) == store.ids(split).tolist()
