@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the serial tests, then the parallel ones under 1, 2 and 3 ranks; fail if any part failed.
+# Run the serial tests, then the parallel ones under 1, 2 and 3 ranks; fail if any part failed. Without
+# words the serial tests run in two processes: whole runs, which start processes of their own, in one.
 #
 #   tools/test.sh [pytest words]     e.g. tools/test.sh -x
 #
@@ -9,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 readonly PYTEST=(.venv/bin/python -m pytest)
 readonly RANK_LOG=.setup/ranks.txt
+readonly RUN_LOG=.setup/runs.txt
+readonly WHOLE_RUNS=(tests/pipeline tests/cases)
 readonly LIMIT=900  # seconds for one parallel part: a rank that hangs must not hang the machine
 
 status=0
@@ -39,8 +42,23 @@ on_ranks() {
     return 1
 }
 
+serially() {
+    if [ $# -gt 0 ]; then
+        "${PYTEST[@]}" -m "not parallel and not slow" "$@"
+        return
+    fi
+    "${PYTEST[@]}" -p no:cacheprovider --color=no -m "not parallel and not slow" "${WHOLE_RUNS[@]}" \
+        </dev/null >"$RUN_LOG" 2>&1 &
+    local runs=$! failed=0
+    "${PYTEST[@]}" -m "not parallel and not slow" "${WHOLE_RUNS[@]/#/--ignore=}" || failed=1
+    wait "$runs" || failed=1
+    printf '\n== whole runs\n'
+    cat "$RUN_LOG"
+    return $failed
+}
+
 mkdir -p .setup
-part "serial tests" "${PYTEST[@]}" -m "not parallel and not slow" "$@"
+part "serial tests" serially "$@"
 for ranks in 1 2 3; do
     part "parallel tests, $ranks rank(s)" on_ranks "$ranks" "$@"
 done
