@@ -1,11 +1,12 @@
 """The stencil of a box of equal cells, made from what passes through its faces.
 
-    -div(a grad u) + v . grad u + c u       on the unit box, u = 0 on its faces
+    -div(a grad u) + v . grad u + c u       on the unit box, u = 0 or du/dn = 0 on its faces
 
 Integrated over a cell of volume ``V`` and width ``h``, the face towards neighbour ``j`` gives
 ``(k + q) (u_i - u_j)`` with
 
-    k = V/h^2 2 / (1/a_i + 1/a_j)       harmonic mean; 2 a_i V/h^2 on the boundary, h/2 away
+    k = V/h^2 2 / (1/a_i + 1/a_j)       harmonic mean; 2 a_i V/h^2 on the boundary, h/2 away,
+                                        and 0 there where the box is insulated
     q = V/h max(0, v into the cell)     upwind: what flows out brings nothing new
 
 so every row is diagonally dominant with off-diagonals <= 0: an M-matrix where ``c >= 0``. Without
@@ -44,6 +45,8 @@ class FaceStencil:
         My cells, and mine with the neighbours' along each axis.
     transport : bool
         Whether a velocity will be given: twice the numbers.
+    insulated : bool
+        Whether nothing diffuses through the faces of the box, instead of u = 0 there.
 
     Attributes
     ----------
@@ -52,8 +55,16 @@ class FaceStencil:
     diagonal : ndarray, shape of my box
     """
 
-    def __init__(self, shape: tuple[int, ...], own: Part, ghosted: Part, transport: bool) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        own: Part,
+        ghosted: Part,
+        transport: bool,
+        insulated: bool = False,
+    ) -> None:
         self._shape, self._own, self._ghosted = shape, own, ghosted
+        self._insulated = insulated
         self.mine = tuple(part.stop - part.start for part in own)
         n_axes = len(shape)
         faces = [tuple(n + (i == j) for i, n in enumerate(self.mine)) for j in range(n_axes)]
@@ -99,9 +110,11 @@ class FaceStencil:
             inside = _along(faces, axis, int(at_start), int(at_start) + n - 1)
             np.add(_along(line, axis, 0, n - 1), _along(line, axis, 1, n), out=inside)
             if at_start:
-                _along(faces, axis, 0, 1)[...] = _along(line, axis, 0, 1)
+                wall = np.inf if self._insulated else _along(line, axis, 0, 1)
+                _along(faces, axis, 0, 1)[...] = wall
             if at_stop:
-                _along(faces, axis, m - 1, m)[...] = _along(line, axis, n - 1, n)
+                wall = np.inf if self._insulated else _along(line, axis, n - 1, n)
+                _along(faces, axis, m - 1, m)[...] = wall
             np.divide(-2.0 * volume * self._shape[axis] ** 2, faces, out=faces)
             below = self._to_below[axis]
             if velocity:

@@ -1,12 +1,13 @@
 """Conservative finite volumes on a box of equal cells: the grid that structured families share.
 
-The operator is ``-div(a grad u) + v . grad u + c u`` on the unit box with Dirichlet faces, one
-unknown per cell; :mod:`.faces` has the formulas. Rows are scaled by the volume ``h^d`` of a cell,
-so the right-hand side is ``h^d f``. Method: the sparsity pattern is made once, with the place in
-the stencil's small buffer that each nonzero is copied from. A new coefficient costs one division
-per cell and per face, a few sums and one gather straight into PETSc's value array; nothing of the
-size of the grid is allocated. Measured beside a product with the same matrix: two to four times
-its cost, six with a velocity. Or no matrix is made at all, and PETSc multiplies with the stencil.
+The operator is ``-div(a grad u) + v . grad u + c u`` on the unit box with Dirichlet or insulated
+faces, one unknown per cell; :mod:`.faces` has the formulas. Rows are scaled by the volume ``h^d``
+of a cell, so the right-hand side is ``h^d f``. Method: the sparsity pattern is made once, with the
+place in the stencil's small buffer that each nonzero is copied from. A new coefficient costs one
+division per cell and per face, a few sums and one gather straight into PETSc's value array; nothing
+of the size of the grid is allocated. Measured beside a product with the same matrix: two to four
+times its cost, six with a velocity. Or no matrix is made at all, and PETSc multiplies with the
+stencil.
 
 Arrays of the grid are C-ordered, first axis slowest; on one rank a Vec is exactly the flattened
 array. On several, PETSc's DMDA (its axes are ours reversed) deals out boxes.
@@ -53,6 +54,8 @@ class CellWorkspace:
         Whether :meth:`assemble` will be given a velocity: the matrix is not symmetric then.
     matrix_free : bool
         Make ``A`` a shell that multiplies, also transposed, and knows its diagonal.
+    insulated : bool
+        Let nothing diffuse through the walls, instead of ``u = 0`` there.
 
     Attributes
     ----------
@@ -72,6 +75,7 @@ class CellWorkspace:
         *,
         transport: bool = False,
         matrix_free: bool = False,
+        insulated: bool = False,
     ) -> None:
         self.comm, self.shape, self.volume = comm, shape, 1.0 / prod(shape)
         try:
@@ -89,7 +93,7 @@ class CellWorkspace:
             ) from None
         self.own = tuple(slice(lo, hi) for lo, hi in self._da.getRanges()[::-1])
         ghosted = tuple(slice(lo, hi) for lo, hi in self._da.getGhostRanges()[::-1])
-        self._stencil = FaceStencil(shape, self.own, ghosted, transport)
+        self._stencil = FaceStencil(shape, self.own, ghosted, transport, insulated)
         self._event = PETSc.Log.Event("SimlabFVAssemble")
         self._given: list[np.ndarray] = []  # what the matrix was filled from
         self._is_shell = matrix_free

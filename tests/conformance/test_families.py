@@ -74,6 +74,7 @@ SMALL = {
             "source": 1.0,
         },
     ],
+    "reaction_diffusion": [{"cells": 6, "n_steps": 3}, {"cells": 4, "n_steps": 1, "dt": 0.1}],
     "released_darcy": [
         {"side": 4},
         {"side": 5, "slip": False, "helmholtz": True, "fields": {"kind": "two_phase"}},

@@ -24,6 +24,7 @@ TABLES = [
     {"kind": "helmholtz", "cells": 5},
     {"kind": "released_darcy", "side": 5},
     {"kind": "heat", "cells": 8, "n_steps": 2},
+    {"kind": "reaction_diffusion", "cells": 7, "n_steps": 3},
     {
         "kind": "poisson",
         "mesh": str(MESHES / "bracket_coarse.msh"),
