@@ -21,7 +21,7 @@ from simlab.core.errors import ConfigError, StoreError
 from simlab.core.samples import generator
 from simlab.store.loader_files import ShardReader
 from simlab.store.schema import FieldSpec
-from simlab.store.segments import stored_dtype
+from simlab.store.storage import stored_dtype
 from simlab.store.store import SnapshotStore
 
 __all__ = ["Cursor", "Loader", "Windows"]

@@ -14,9 +14,11 @@ def test_the_store_table_has_the_agreed_keys(tmp_path, capsys):
     runner.save(result, tmp_path / "store.json")
     saved = json.loads((tmp_path / "store.json").read_text())
     assert saved["name"] == "store"
-    names = [row["contestant"] for row in saved["rows"]]
-    assert len(set(names)) == len(names)
-    assert {"append", "seal", "loader", "loader, first pass", "h5py", "WellDataset"} <= set(names)
+    rows = [(row.get("profile"), row["contestant"]) for row in saved["rows"]]
+    assert len(set(rows)) == len(rows)
+    assert {(None, "append"), (None, "seal")} <= set(rows)
+    names = ("loader", "loader, in memory", "loader, first pass", "h5py", "WellDataset")
+    assert {(profile, name) for profile in ("default", "fast") for name in names} <= set(rows)
     assert set(saved["ratios"]) == set(store.GOALS)
     assert all(value > 0 for value in saved["ratios"].values())
     assert saved["ratios"]["loader_over_welldataset"] >= 3

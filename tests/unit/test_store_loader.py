@@ -14,11 +14,12 @@ from store_helpers import SEED, make_mesh, make_schema, sample_of, step_of, writ
 from simlab.core.errors import ConfigError, StoreError
 from simlab.store import loader_files
 from simlab.store.loader import Cursor, Loader
+from simlab.store.storage import PROFILES, Storage
 from simlab.store.store import SnapshotStore
 
 
-def campaign(path, schema, n=20, shard_bytes=20_000):
-    store = SnapshotStore.create(path, schema, n=n, seed=SEED)
+def campaign(path, schema, n=20, shard_bytes=20_000, storage=None):
+    store = SnapshotStore.create(path, schema, n=n, seed=SEED, storage=storage)
     with store.writer(segment_bytes=9000) as writer:
         for traj in reversed(range(n)):
             write(writer, schema, traj)
@@ -106,6 +107,16 @@ def test_every_layout_gives_the_same(tmp_path, layout, is_mapped):
         for batch in loader.batches(10, epochs=2):  # the second time from what is kept
             assert_windows_are_exact(loader, batch)
     assert {reader.is_mapped for reader in loader._readers.values()} == {is_mapped}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_gives_the_same(tmp_path, profile):
+    schema = make_schema(2, 5, mesh=make_mesh())
+    store = campaign(tmp_path / "s", schema, 10, 1 << 20, Storage(profile, float64=True))
+    loader = Loader(store, "train", ahead=2, seed=7)
+    for batch in loader.batches(10):
+        assert_windows_are_exact(loader, batch)
+    assert {reader.is_mapped for reader in loader._readers.values()} == {profile != "archive"}
 
 
 def test_chosen_fields_only(store):
