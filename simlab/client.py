@@ -32,6 +32,7 @@ import numpy as np
 
 from simlab.core import environment
 from simlab.core.comm import agree, agreement
+from simlab.core.config import differences
 from simlab.core.errors import ConfigError, SchemaError
 from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
@@ -326,10 +327,16 @@ class Client:
 
     def _begin(self, schema: Schema, sample: Sample) -> None:
         """Begin an attempt, with the steps of the one before where it is the same trajectory."""
-        more: dict[str, Any] = {}
-        if self._store is not None:
-            more = {"split": self._store.fractions, "config": self._store.config}
-        store = SnapshotStore.create(self._path, schema, n=self._n, seed=self.seed, **more)
+        store = self._store
+        if store is None:
+            store = SnapshotStore.create(self._path, schema, n=self._n, seed=self.seed)
+        else:
+            there, given = (json.loads(json.dumps(s.to_json())) for s in (store.schema, schema))
+            changed = differences(there, given)
+            if changed:
+                raise ConfigError(
+                    [line[:200] for line in changed], f"{self._path}: declared otherwise before"
+                )
         self._store = store
         if self._is_done:
             return

@@ -21,9 +21,9 @@ from simlab.core.errors import StoreError
 from simlab.core.samples import Trajectory, generator
 from simlab.learn.encoding import Encoding, Statistics
 from simlab.learn.lookup import StoreSteps
+from simlab.store.channel import Channel, TailChannel, open_channel
 from simlab.store.follow import Begin, End, Event, Position
 from simlab.store.schema import Schema
-from simlab.store.store import SnapshotStore
 
 __all__ = ["FollowedStream", "Item", "MemoryStream", "Stream"]
 
@@ -190,19 +190,21 @@ class FollowedStream:
 
     Parameters
     ----------
-    path : str or Path
-        The store.
+    where : str, Path or Channel
+        The store, the file of a server beside it, or a channel to it.
     split : str
         Only trajectories of this split are delivered.
     """
 
-    def __init__(self, path: str | Path, split: str = "train") -> None:
-        self._store = SnapshotStore.open(path)
+    def __init__(self, where: str | Path | Channel, split: str = "train") -> None:
+        self._channel = open_channel(where) if isinstance(where, str | Path) else where
         self._split = split
-        self.schema: Schema = self._store.schema
+        self.schema: Schema = self._channel.schema
         self._encoding = Encoding(self.schema)
         self._statistics: dict[int, Statistics] | None = {}
-        self._steps = StoreSteps(self._store, self._encoding)
+        self._steps: StoreSteps | None = None
+        if isinstance(self._channel, TailChannel):
+            self._steps = StoreSteps(self._channel.store, self._encoding)
         self.finished: list[int] = []
         self._is_finished: set[int] = set()
         self._start()
@@ -220,10 +222,12 @@ class FollowedStream:
         """Return the items among the next events, ``at_most`` at a time until there are any."""
         items: list[Item] = []
         while not items:
-            events, self._position = self._store.follow(self._position, at_most)
+            before = self._position
+            events, self._position = self._channel.records(before, at_most)
             if not events:  # complete is asked before the last look, so nothing slips in between
-                self._is_exhausted = self._is_complete
-                self._is_complete = self._is_complete or self._store.is_complete()
+                if self._position is not before:  # an answer, not silence
+                    self._is_exhausted = self._is_complete
+                    self._is_complete = self._is_complete or self._channel.is_complete()
                 break
             items = [item for event in events if (item := self._take(event)) is not None]
         self._n_items += len(items)
@@ -283,7 +287,7 @@ class FollowedStream:
 
     def ids(self) -> np.ndarray:
         """Return the trajectories of the split, made or not, int64, sorted."""
-        return np.sort(self._store.ids(self._split))
+        return np.sort(self._channel.ids(self._split))
 
     def is_over(self, traj: int) -> bool:
         """Whether a trajectory is done, or failed and the campaign complete: else it may go on."""
@@ -291,6 +295,11 @@ class FollowedStream:
 
     def row(self, traj: int, step: int) -> np.ndarray:
         """Return one item by a random read of the store, shape (row_size,)."""
+        if self._steps is None:
+            raise StoreError(
+                "this buffer reads the store at random, which needs its files: follow the store's "
+                "directory, or choose another train.buffer.kind"
+            )
         return self._steps.row(traj, step)
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
@@ -302,7 +311,9 @@ class FollowedStream:
         if self._statistics is None:
             raise RuntimeError("the pilot was taken already")
         n_times = self._encoding.n_times
-        ids = [int(i) for i in np.sort(self._store.ids(self._split)) if int(i) not in self._failed]
+        ids = [
+            int(i) for i in np.sort(self._channel.ids(self._split)) if int(i) not in self._failed
+        ]
         ready = [i for i in ids if self._next.get(i, 0) == n_times][:n]
         if not ready or (ready != ids[:n] and not now):
             return None

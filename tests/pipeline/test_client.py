@@ -159,6 +159,8 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     for wrong in ({"v": X}, {"u": X[:-1]}, {"u": np.nan * X}):
         with pytest.raises(SchemaError):
             run(tmp_path / "b", fields=lambda _, wrong=wrong: wrong)
+    with client(tmp_path / "b") as c, pytest.raises(ConfigError, match="times"):
+        c.declare({"u": "K"}, {"x": X}, TIMES[:-1])
     with pytest.raises(ConfigError, match="seed"):
         Client(tmp_path / "b", 0, MU, n=1, seed=SEED + 1)
 
