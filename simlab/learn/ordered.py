@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from simlab.learn.encoding import Encoding, Statistics
+from simlab.learn.pilots import PilotStatistics
 from simlab.learn.stream import Item, Stream
 
 __all__ = ["OrderedStream"]
@@ -37,7 +38,7 @@ class OrderedStream:
     def __init__(self, inner: Stream, lanes: int) -> None:
         self.schema, self._inner = inner.schema, inner
         self._encoding = Encoding(self.schema)
-        self._statistics: dict[int, Statistics] | None = {}
+        self._pilot = PilotStatistics(self._encoding)
         self.finished: list[int] = []
         self._known: set[int] = set()
         self._n_lanes = lanes
@@ -63,7 +64,7 @@ class OrderedStream:
         items, self._ready = self._ready[:at_most], self._ready[at_most:]
         self._n_items += len(items)
         for item in items:
-            self._count(item)
+            self._pilot.add(item.traj, item.row)
         self._finish()
         self._mark = self._standing()
         return items
@@ -116,13 +117,6 @@ class OrderedStream:
             return True
         return any(traj == item.traj and item.step >= step for traj, step in self._lanes)
 
-    def _count(self, item: Item) -> None:
-        if self._statistics is None:
-            return
-        new = Statistics.of(self._encoding, item.row[None])
-        old = self._statistics.get(item.traj)
-        self._statistics[item.traj] = new if old is None else Statistics.merged([old, new])
-
     @property
     def is_exhausted(self) -> bool:
         """Whether a poll found fewer items than it asked for, and no more to come."""
@@ -153,24 +147,7 @@ class OrderedStream:
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories that came whole, as delivered."""
-        if self._statistics is None:
-            raise RuntimeError("the pilot was taken already")
-        n_times, whole = self._encoding.n_times, []
-        for traj in self._ids:
-            found = self._statistics.get(traj)
-            if found is not None and self._is_whole(found, n_times):
-                whole.append(found)
-            elif not now and not self.is_over(traj):
-                return None
-            if len(whole) == n:
-                break
-        if not whole:
-            return None
-        self._statistics = None
-        return Statistics.merged(whole)
-
-    def _is_whole(self, found: Statistics, n_times: int) -> bool:
-        return bool(found.count[-1] == n_times * self._encoding.n_points)
+        return self._pilot.take(n, now, self._ids, self.is_over)
 
     def _standing(self) -> dict[str, Any]:
         return {
@@ -197,5 +174,5 @@ class OrderedStream:
         self._is_exhausted = plain["is_exhausted"]
         self.finished[:] = plain["finished"]
         self._known = set(self.finished)
-        self._statistics = None
+        self._pilot.close()
         self._mark = self._standing()

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from learn_helpers import bare_schema, sample_of, solve, trajectories
+from learn_helpers import bare_schema, sample_of, trajectories
 
 from simlab.core.config import build
 from simlab.core.errors import ConfigError, StoreError
@@ -255,7 +255,3 @@ def test_a_missing_log_says_so(tmp_path):
     settings = settings_with(mode="replay", arrivals=str(tmp_path / "none.log"))
     with pytest.raises(StoreError, match=r"none.log: the log of arrivals cannot be read"):
         Trainer(settings, SCHEMA).run(MemoryStream(DATA, SCHEMA, 4))
-
-
-def test_solve_is_what_the_store_keeps():
-    assert np.array_equal(solve(SCHEMA, sample_of(SCHEMA, 3)).outputs["u"], DATA[3].outputs["u"])
