@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,6 +160,16 @@ class ScaledNetwork(nn.Module):
             values = torch.from_numpy(getattr(normaliser, kind)).float()
             setattr(self, f"{kind}_in", values[:n].clone())
             setattr(self, f"{kind}_out", values[n:].clone())
+
+    def observe(self, outputs: torch.Tensor) -> None:
+        """Show outputs of a training batch, in physical units, to a network that asks for them.
+
+        A network does by having a method ``observe``; it gets them normalised, before the step.
+        """
+        observe: Any = getattr(self.network, "observe", None)
+        if observe is not None:
+            mean = self.mean_out.reshape(-1, *(1,) * (outputs.ndim - 2))
+            observe((outputs - mean) / self.scale_of(outputs))
 
     def scale_of(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the standard deviation of each output channel, broadcastable to ``outputs``."""

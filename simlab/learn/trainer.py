@@ -185,6 +185,7 @@ class Trainer:
         *inputs, truth = (
             torch.from_numpy(np.ascontiguousarray(part)) for part in self.model.encoding.split(rows)
         )
+        network.observe(truth)
         loss = self._loss(network(*inputs), truth)
         value = float(loss.detach())
         if not math.isfinite(value):

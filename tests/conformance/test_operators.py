@@ -175,6 +175,32 @@ def test_deeponet_sees_its_input_fields():
         )
 
 
+def test_podnet_learns_the_pod_basis():
+    """Batch by batch, the basis becomes the singular vectors of all outputs; then it stays."""
+    schema, rng = field_schema(8), np.random.default_rng(4409)
+    left, right = np.linalg.qr(rng.standard_normal((60, 5)))[0], rng.standard_normal((5, 64))
+    snapshots = torch.from_numpy((left * [9.0, 7.0, 4.0, 2.0, 1.0]) @ right).float()
+    network = operators.build({"kind": "podnet", "modes": 5, "snapshots": 60}).build(schema)
+    inputs = inputs_for(schema)
+    network.observe(snapshots[:30].reshape(-1, 1, 8, 8))
+    with torch.no_grad():
+        before = network(*inputs)
+        network.observe(snapshots[:30].reshape(-1, 1, 8, 8)[:0])
+        torch.testing.assert_close(network(*inputs), before, rtol=1e-4, atol=1e-4)
+    network.observe(snapshots[30:].reshape(-1, 1, 8, 8))
+    expected = np.linalg.svd(snapshots.numpy(), full_matrices=False)
+    np.testing.assert_allclose(network.singular.numpy(), expected[1][:5], rtol=1e-4)
+    overlap = np.abs(network.basis.numpy() @ expected[2][:5].T)
+    np.testing.assert_allclose(overlap, np.eye(5), atol=1e-3)
+    with torch.no_grad():
+        shown = network(*inputs).flatten(1)
+    torch.testing.assert_close(shown @ network.basis.T @ network.basis, shown, rtol=1e-3, atol=1e-4)
+    basis = network.basis.clone()
+    network.observe(torch.randn(9, 1, 8, 8))
+    torch.testing.assert_close(network.basis, basis, rtol=0, atol=0)
+    assert "basis" in network.state_dict()
+
+
 def low_pass(layer, x):
     """What a spectral layer is: full transform, a channel matrix for each kept mode, and back."""
     grid, d = x.shape[2:], x.ndim - 2
