@@ -12,10 +12,11 @@ SMALL = {
     "fno": {"modes": 8, "width": 12, "layers": 2},
     "tfno": {"modes": 8, "width": 20, "layers": 2, "rank": 0.2},
     "uno": {"modes": 8, "width": 8, "levels": 1},
+    "mppde": {"bundle": 2, "width": 24, "layers": 2},
     "podnet": {"modes": 12, "hidden": [64, 64], "snapshots": 200},
     "unet": {"width": 16, "levels": 2},
 }
-ONE_GRID = ("mlp", "podnet", "unet")  # they belong to the grid they were trained on
+ONE_GRID = ("mlp", "mppde", "podnet", "unet")  # they belong to the grid they were trained on
 
 
 def centres(n):

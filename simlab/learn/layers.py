@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["coordinates", "dense", "with_constants"]
+__all__ = ["coordinates", "dense", "time_scale", "with_constants"]
 
 
 def dense(widths: Sequence[int], activation: type[nn.Module] = nn.GELU) -> nn.Sequential:
@@ -33,3 +34,9 @@ def with_constants(
     scalars = torch.cat([parameters, time], dim=1)
     constant = scalars.reshape(*scalars.shape, *(1,) * len(grid)).expand(-1, -1, *grid)
     return torch.cat([fields, constant], dim=1)
+
+
+def time_scale(times: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation of the times of a schema: how networks get to see time."""
+    values = np.asarray(times)
+    return float(values.mean()), float(values.std()) or 1.0

@@ -6,12 +6,11 @@ import math
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from simlab.learn.encoding import Encoding, Normaliser
-from simlab.learn.layers import coordinates, dense, with_constants
+from simlab.learn.layers import coordinates, dense, time_scale, with_constants
 
 __all__ = ["BranchTrunkNetwork", "DirectNetwork", "FourierNetwork", "ScaledNetwork"]
 
@@ -147,8 +146,7 @@ class ScaledNetwork(nn.Module):
         super().__init__()
         self.network = network
         self._n_parameters, self._n_time = encoding.n_parameters, encoding.n_time
-        times = np.asarray(encoding.schema.times)
-        self._time = (float(times.mean()), float(times.std()) or 1.0)
+        self._time = time_scale(encoding.schema.times)
         for name in ("mean_in", "std_in", "mean_out", "std_out"):
             self.register_buffer(name, torch.zeros(0))
         self.normalise(Normaliser.identity(encoding), encoding)

@@ -201,6 +201,47 @@ def test_podnet_learns_the_pod_basis():
     assert "basis" in network.state_dict()
 
 
+def test_mppde_wants_a_line_in_time():
+    mppde = operators.build("mppde")
+    with pytest.raises(ConfigError, match="'mppde' marches in time, but 'line' has one time"):
+        mppde.check(bare_schema())
+    with pytest.raises(ConfigError, match="'mppde': 2 dimensions, expected 1"):
+        mppde.check(heat_schema())
+    mppde.check(bare_schema(3))
+
+
+def test_mppde_hears_only_its_neighbours_and_wraps_around():
+    schema = marching_schema(40, 5)  # two bundles before the last time
+    kinds = {"kind": "mppde", "bundle": 3, "width": 8, "layers": 2, "reach": 3}
+    torch.manual_seed(5519)
+    network = operators.build(kinds).build(schema).double()
+    parameters, fields, _ = (part.double() for part in inputs_for(schema, batch=1))
+    changed = fields.clone()
+    changed[..., 1] += 1.0
+    for time, reach in ((-1.4, 6), (1.4, 12)):
+        when = torch.full((1, 1), time, dtype=torch.float64)
+        with torch.no_grad():
+            moved = network(parameters, fields, when) != network(parameters, changed, when)
+        heard = torch.nonzero(moved[0, 0])[:, 0]
+        distance = torch.minimum((heard - 1) % 40, (1 - heard) % 40)
+        assert distance.max() == reach
+        assert 39 in heard
+
+
+def test_mppde_is_linear_between_stored_times():
+    schema = marching_schema(10, 7)
+    network = operators.build({"kind": "mppde", "bundle": 3, "width": 8, "layers": 1}).build(schema)
+    parameters, fields, _ = inputs_for(schema, batch=1)
+    times = np.asarray(schema.times)
+    scaled = torch.from_numpy((times - times.mean()) / times.std()).float()
+    with torch.no_grad():
+        stored = [network(parameters, fields, t.reshape(1, 1)) for t in scaled]
+        for k in range(6):
+            between = network(parameters, fields, scaled[k : k + 2].mean().reshape(1, 1))
+            torch.testing.assert_close(between, (stored[k] + stored[k + 1]) / 2)
+            assert not torch.allclose(stored[k], stored[k + 1])
+
+
 def low_pass(layer, x):
     """What a spectral layer is: full transform, a channel matrix for each kept mode, and back."""
     grid, d = x.shape[2:], x.ndim - 2

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from learn_helpers import SMALL, field_schema, heat_schema, sample_of, trajectories
+from learn_helpers import (
+    SMALL,
+    field_schema,
+    heat_schema,
+    marching_schema,
+    sample_of,
+    trajectories,
+)
 
 from simlab.core.errors import ConfigError, SchemaError, StoreError
 from simlab.core.samples import Sample
@@ -15,7 +22,10 @@ from simlab.learn.settings import TrainSettings
 from simlab.learn.surrogate import NeuralSurrogate
 
 KINDS = sorted(operators.kinds())
-SCHEMAS = {"mlp": lambda: heat_schema(8, 3)}  # of the kinds that cannot learn field_schema
+SCHEMAS = {  # of the kinds that cannot learn field_schema
+    "mlp": lambda: heat_schema(8, 3),
+    "mppde": lambda: marching_schema(12, 3),
+}
 
 
 def schema_for(kind):
