@@ -1,9 +1,9 @@
-"""The verbs on a case: run, generate, train, evaluate, plot, report."""
+"""The verbs on a case: run, generate, train, evaluate, plot, report, watch."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +35,12 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run that is the
 Attach = Annotated[bool, typer.Option("--attach", hidden=True)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 
+_NICENESS = 10
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs."""
-    for verb in (run, generate, train, evaluate, plot, report):
+    for verb in (run, generate, train, evaluate, plot, report, watch):
         app.command()(verb)
 
 
@@ -190,6 +192,29 @@ def report(run: RunPath, verbose: Verbose = False) -> int:
 
     configure_logging(verbose=verbose)
     typer.echo(str(report_run(RunDirectory.open(run))))
+    return 0
+
+
+def watch(
+    run: RunPath,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine [default: a free one].")
+    ] = 0,
+    verbose: Verbose = False,
+) -> int:
+    """Serve a page that follows the run, going on or finished, until Ctrl-C."""
+    from simlab.pipeline.watch import Watcher, server
+
+    configure_logging(verbose=verbose)
+    here = RunDirectory.open(run)
+    try:
+        serving = server(Watcher(here), port)
+    except OSError as error:
+        raise ConfigError(f"--port {port} cannot be used: {error.strerror}") from None
+    typer.echo(f"http://127.0.0.1:{serving.server_port}/ follows {here.path}; Ctrl-C ends")
+    os.nice(_NICENESS)  # pictures take time of the run's own cores
+    with serving, suppress(KeyboardInterrupt):
+        serving.serve_forever()
     return 0
 
 

@@ -118,3 +118,17 @@ def screenshot(page, width, height, png, *, dark=False):
         cropped = image.convert("RGB").crop((0, 0, width, height))
     cropped.save(png)
     return np.asarray(cropped)
+
+
+def look_at(address, png, *, width, height):
+    """Save what a browser shows at an address of this machine; return the document it made."""
+    browser = find_browser()
+    flags = ["--virtual-time-budget=9000", f"--window-size={width},{height}"]
+    _run(browser, *flags, f"--screenshot={png}", address)
+    return _run(browser, *flags, "--dump-dom", address)
+
+
+def picture_of(png):
+    """Return the pixels of a picture, (h, w, 3)."""
+    with Image.open(png) as image:
+        return np.asarray(image.convert("RGB"))
