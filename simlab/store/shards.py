@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = ["READABLE", "SCHEMA", "Row", "exact_path", "field_path", "inspect", "
 SCHEMA = "simlab-store/2"
 READABLE = ("simlab-store/1", SCHEMA)
 _CHUNK_BYTES = 1 << 16
+_PAGE_BYTES = 1 << 12  # a chunk is a power of two and four bytes of checksum: it takes a page more
 _BLOCK_BYTES = 1 << 22
 _TEXT = h5py.string_dtype()
 
@@ -95,8 +96,6 @@ def write(
     memory for a moment.
     """
     n_steps = len(rows[0].steps)
-    n_bytes = sum(record.nbytes for row in rows for record in _records(row))
-    page = 1 << 20 if n_bytes > 1 << 25 else 1 << 16
     with h5py.File(
         path,
         "w",
@@ -105,7 +104,7 @@ def write(
         block_size=1 << 22,
         libver=("v110", "v110"),
         fs_strategy="page",
-        fs_page_size=page,
+        fs_page_size=_PAGE_BYTES,
     ) as file:
         _write_header(file, schema, n_steps, rows, campaign)
         file.attrs["simlab_profile"] = storage.profile
@@ -180,12 +179,6 @@ def inspect(path: Path, schema: Schema) -> dict[str, Any]:
         line["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
         line["bytes"] = os.fstat(stream.fileno()).st_size
     return line
-
-
-def _records(row: Row) -> Iterator[Record]:
-    yield from row.inputs
-    for step in row.steps:
-        yield from step[0]
 
 
 def _write_header(
