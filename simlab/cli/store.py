@@ -94,6 +94,44 @@ def recover(path: _Directory) -> None:
 
 
 @app.command()
+def adopt(
+    path: _Directory,
+    foreign: Annotated[list[Path], typer.Argument(help="Files in The Well's format.")],
+    split: Annotated[
+        str | None, typer.Option(help="Adopt them into train, valid or test alone.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of a store that is made: draws the splits.")] = 71093,
+) -> None:
+    """Take trajectories of files in The Well's format; where there is no store, make one."""
+    from simlab.store.store import DEFAULT_SPLIT, SnapshotStore
+    from simlab.store.transfer import adopt as take
+    from simlab.store.transfer import n_trajectories, schema_of
+
+    if not (path / "campaign.json").exists():
+        shares = {split: 1.0} if split else DEFAULT_SPLIT
+        n = sum(n_trajectories(file) for file in foreign)
+        SnapshotStore.create(path, schema_of(foreign[0]), n=n, seed=seed, split=shares)
+    store = _open(path)
+    for file in foreign:
+        typer.echo(f"adopted {len(take(store, file, split=split))} trajectories of {file}")
+
+
+@app.command()
+def migrate(
+    path: _Directory,
+    target: Annotated[Path, typer.Argument(help="Directory of the new store.")],
+    profile: Annotated[
+        str | None, typer.Option(help="default, fast or archive; as it is when left out.")
+    ] = None,
+) -> None:
+    """Write a store anew in this simlab's format; the old one is not changed."""
+    from simlab.store.transfer import migrate as write
+
+    new = write(_open(path), target, profile=profile)
+    typer.echo(f"{new.path}: {len(new.done())} trajectories, format 2, {new.storage.profile}")
+
+
+@app.command()
 def stats(path: _Directory) -> None:
     """Write stats.yaml, The Well's normalisation constants, and print it."""
     store = _open(path)

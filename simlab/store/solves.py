@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from simlab.store.reader import ShardFiles
     from simlab.store.store import SnapshotStore
 
-__all__ = ["NORM", "columns", "read_solves", "settings", "summary", "summary_text"]
+__all__ = ["NORM", "columns", "of_shard", "read_solves", "settings", "summary", "summary_text"]
 
 NORM = "true residual / ||b||"
 _COLUMNS: dict[str, tuple[str, np.dtype]] = {
@@ -96,7 +96,7 @@ def read_solves(store: SnapshotStore, split: str | None) -> np.ndarray:
     parts = []
     for number in np.unique(shards[shards >= 0]).tolist():
         here = shards == number
-        parts.append(_of_shard(store.files, store.catalogue.shards[number].name, rows[here]))
+        parts.append(of_shard(store.files, store.catalogue.shards[number].name, rows[here]))
     try:
         parts += _unsealed(store, set(ids[shards < 0].tolist()))
     except FileNotFoundError:  # sealed in the meantime
@@ -129,7 +129,7 @@ def _dtype(width: int) -> np.dtype:
     return np.dtype([*_PLACE, *_NUMBERS, ("solver", f"<U{max(width, 1)}")])
 
 
-def _of_shard(files: ShardFiles, name: str, rows: np.ndarray) -> np.ndarray:
+def of_shard(files: ShardFiles, name: str, rows: np.ndarray) -> np.ndarray:
     """Return the steps of some rows of one shard."""
     shard = files.get(name)
     words = shard.solvers or [""]

@@ -48,9 +48,9 @@ from simlab.store.stats import constants, merged, to_yaml
 from simlab.store.storage import Storage
 from simlab.store.verify import verify
 
-__all__ = ["SnapshotStore", "SplitStatus", "Status"]
+__all__ = ["DEFAULT_SPLIT", "SnapshotStore", "SplitStatus", "Status"]
 
-_DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
+DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
 _IDENTITY = ("n", "seed", "split", "spec", "mesh", "config", "storage")
 _MISSING, _IN_FLIGHT, _FAILED, _DONE = range(4)
 
@@ -164,7 +164,7 @@ class SnapshotStore:
         *,
         n: int,
         seed: int,
-        split: Mapping[str, float] = _DEFAULT_SPLIT,
+        split: Mapping[str, float] = DEFAULT_SPLIT,
         config: Mapping[str, Any] | None = None,
         storage: Storage | None = None,
     ) -> SnapshotStore:
