@@ -10,6 +10,7 @@ SEED = 60913
 # Settings that learn these problems in seconds, and what the kinds cannot do.
 SMALL = {
     "fno": {"modes": 8, "width": 12, "layers": 2},
+    "points": {"points": 64, "width": 32, "layers": 2},
     "tfno": {"modes": 8, "width": 20, "layers": 2, "rank": 0.2},
     "uno": {"modes": 8, "width": 8, "levels": 1},
     "mppde": {"bundle": 2, "width": 24, "layers": 2},

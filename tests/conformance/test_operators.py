@@ -242,6 +242,49 @@ def test_mppde_is_linear_between_stored_times():
             assert not torch.allclose(stored[k], stored[k + 1])
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_points_fill_the_box(dims):
+    from simlab.learn.points import spread_points
+
+    points = spread_points(64, dims)
+    assert points.shape == (64, dims)
+    assert np.abs(points).max() < 1.0
+    for axis in range(dims):
+        counts = np.histogram(points[:, axis], bins=8, range=(-1.0, 1.0))[0]
+        assert counts.min() >= 5
+        assert counts.max() <= 10
+
+
+def test_points_reads_only_its_points():
+    from simlab.learn.points import spread_points
+
+    schema = field_schema(32)
+    network = operators.build({"kind": "points", "points": 20, "width": 8}).build(schema)
+    parameters, fields, time = inputs_for(schema)
+    cells = (spread_points(20, 2) + 1.0) * 16.0 - 0.5  # a value is read from the cells around
+    read = np.zeros((32, 32), dtype=bool)
+    for corner in np.ndindex(2, 2):
+        read[tuple(np.clip(np.floor(cells) + corner, 0, 31).astype(int).T)] = True
+    outside = torch.where(torch.from_numpy(read), fields, 7.0)
+    inside = torch.where(torch.from_numpy(read), 7.0, fields)
+    with torch.no_grad():
+        made = network(parameters, fields, time)
+        torch.testing.assert_close(network(parameters, outside, time), made)
+        assert not torch.allclose(network(parameters, inside, time), made, atol=1e-3)
+
+
+def test_points_decodes_without_jumps():
+    """Between neighbouring cells of a fine line the answer changes little: weights end at 0."""
+    schema = bare_schema(n=64)
+    network = operators.build({"kind": "points", "points": 12, "width": 16}).build(schema)
+    largest = []
+    for n in (500, 4000):
+        with torch.no_grad():
+            made = network(torch.ones(1, 1), torch.zeros(1, 0, n), torch.zeros(1, 0))
+        largest.append(float(made.diff().abs().max() / (made.max() - made.min())))
+    assert largest[1] < 0.2 * largest[0]
+
+
 def low_pass(layer, x):
     """What a spectral layer is: full transform, a channel matrix for each kept mode, and back."""
     grid, d = x.shape[2:], x.ndim - 2
