@@ -251,8 +251,8 @@ def test_points_fill_the_box(dims):
     assert np.abs(points).max() < 1.0
     for axis in range(dims):
         counts = np.histogram(points[:, axis], bins=8, range=(-1.0, 1.0))[0]
-        assert counts.min() >= 5
-        assert counts.max() <= 10
+        assert counts.min() >= 4
+        assert counts.max() <= 12
 
 
 def test_points_reads_only_its_points():
