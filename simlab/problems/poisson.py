@@ -50,13 +50,15 @@ from simlab.problems.data import (
 from simlab.problems.family import families
 from simlab.problems.fem import Data, Elliptic, Space, check_regular
 from simlab.problems.spaces import Box, Product
-from simlab.store.schema import Axis, Boundary, FieldSpec, Schema
+from simlab.store.schema import Axis, Boundary, FieldSpec, Resampling, Schema
 
 if TYPE_CHECKING:
     from mpi4py import MPI
     from petsc4py.PETSc import Scatter, Vec
 
 __all__ = ["Poisson", "Robin"]
+
+_RESAMPLING = "finite element solution evaluated at the grid points"
 
 
 @settings
@@ -272,7 +274,11 @@ class Poisson:
             axes=axes,
             fields=(
                 FieldSpec("inside", "input", long_name="1 inside the domain, 0 outside"),
-                FieldSpec("u", long_name="solution on the grid, 0 outside the domain"),
+                FieldSpec(
+                    "u",
+                    long_name="solution on the grid, 0 outside the domain",
+                    resampling=Resampling("u_mesh", _RESAMPLING, inside="inside"),
+                ),
                 FieldSpec("u_mesh", long_name="solution at mesh vertices", location="vertex"),
             ),
             parameters=dict.fromkeys(self.ranges, "1"),

@@ -12,7 +12,7 @@ import numpy as np
 from simlab.core.errors import SchemaError
 from simlab.core.samples import Sample
 
-__all__ = ["Axis", "Boundary", "FieldSpec", "Mesh", "Schema"]
+__all__ = ["Axis", "Boundary", "FieldSpec", "Mesh", "Resampling", "Schema"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,25 @@ class Axis:
     name: str
     coordinates: tuple[float, ...]
     units: str = "1"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How a grid field came from one on the vertices.
+
+    Attributes
+    ----------
+    source : str
+        The field on the vertices.
+    method : str
+        In words, for whoever reads the data.
+    inside : str
+        Input field that is 1 where the grid field has values and 0 elsewhere; empty: everywhere.
+    """
+
+    source: str
+    method: str
+    inside: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,9 @@ class FieldSpec:
         Tensor order: 0 scalar, 1 vector, 2 tensor (trailing axes of length ``n_dims``).
     location : {"grid", "vertex"}
         On the structured grid, or on the vertices of the schema's mesh (outputs only).
+    resampling : Resampling, optional
+        Of an output on the grid: how it was made from one on the vertices. Shards then say so,
+        with an estimate of the error.
     """
 
     name: str
@@ -45,6 +67,7 @@ class FieldSpec:
     units: str = "1"
     long_name: str = ""
     location: Literal["grid", "vertex"] = "grid"
+    resampling: Resampling | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +137,24 @@ class Schema:
             raise SchemaError(f"schema {self.name}: no output field")
         if self.mesh is None and any(spec.location == "vertex" for spec in self.fields):
             raise SchemaError(f"schema {self.name}: fields on vertices need a mesh")
+        for spec in self.fields:
+            self._check_resampling(spec)
+
+    def _check_resampling(self, spec: FieldSpec) -> None:
+        said = spec.resampling
+        if said is None:
+            return
+        found = {item.name: item for item in self.fields}
+        source, inside = found.get(said.source), found.get(said.inside)
+        if (spec.role, spec.location) != ("output", "grid") or (
+            source is None or (source.location, source.order) != ("vertex", spec.order)
+        ):
+            raise SchemaError(
+                f"schema {self.name}: {spec.name!r} is resampled from {said.source!r}; that takes "
+                "an output on the grid and one on the vertices, of the same order"
+            )
+        if said.inside and (inside is None or inside.role != "input" or inside.order):
+            raise SchemaError(f"schema {self.name}: {said.inside!r} is no scalar input field")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -175,7 +216,7 @@ class Schema:
         """Return plain values; :meth:`from_json` gives the schema back."""
         plain = {name: getattr(self, name) for name in ("name", "times", "parameters", "constants")}
         plain |= {
-            name: [asdict(item) for item in getattr(self, name)]
+            name: [_plain(item) for item in getattr(self, name)]
             for name in ("axes", "fields", "boundaries")
         }
         if self.mesh is not None:
@@ -192,7 +233,7 @@ class Schema:
         return cls(
             name=plain["name"],
             axes=tuple(Axis(a["name"], tuple(a["coordinates"]), a["units"]) for a in plain["axes"]),
-            fields=tuple(FieldSpec(**item) for item in plain["fields"]),
+            fields=tuple(_field(item) for item in plain["fields"]),
             times=tuple(plain["times"]),
             parameters=dict(plain["parameters"]),
             constants=dict(plain["constants"]),
@@ -203,3 +244,14 @@ class Schema:
                 {kind: np.asarray(cells, dtype=np.int64) for kind, cells in mesh["cells"].items()},
             ),
         )
+
+
+def _plain(item: Any) -> dict[str, Any]:
+    """Return an axis, field or boundary as a table; schemas made before do not name resampling."""
+    return {name: value for name, value in asdict(item).items() if value is not None}
+
+
+def _field(plain: Mapping[str, Any]) -> FieldSpec:
+    found = dict(plain)
+    said = found.pop("resampling", None)
+    return FieldSpec(**found, resampling=Resampling(**said) if said else None)

@@ -26,6 +26,7 @@ from simlab.core.errors import StoreError
 from simlab.core.reports import Provenance
 from simlab.store import files, solves
 from simlab.store.records import Record
+from simlab.store.resampling import state_resampling
 from simlab.store.schema import FieldSpec, Schema
 from simlab.store.stats import Moments
 from simlab.store.storage import Storage, create_dataset, stored_dtype
@@ -126,6 +127,9 @@ def write(
             _write_crcs(file, name, specs, crcs, len(rows))
             if storage.float64:
                 _write_crcs(file, f"f64_{name}", specs, given, len(rows))
+        if schema.mesh is not None:
+            paths = {spec.name: field_path(spec) for spec in schema.fields}
+            state_resampling(file, schema, paths)
         file.attrs["n_trajectories"] = len(rows)
         file.flush()
         image = file.id.get_file_image()

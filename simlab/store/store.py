@@ -14,11 +14,7 @@ Layout of a campaign directory::
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import os
-import platform
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,13 +23,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-import simlab
 from simlab.core.config import differences
-from simlab.core.errors import ConfigError, StoreError
+from simlab.core.errors import ConfigError
 from simlab.store import files
+from simlab.store.campaign import (
+    identity,
+    publish_mesh,
+    read_campaign,
+    read_mesh,
+    software,
+    with_digest,
+)
 from simlab.store.follow import Event, Position, follow
 from simlab.store.inflight import Inflight
 from simlab.store.manifest import Catalogue, ManifestWriter
@@ -41,7 +43,7 @@ from simlab.store.reader import ShardFiles, Split
 from simlab.store.schema import Schema
 from simlab.store.seal import SHARD_BYTES, RecoverReport, recover, seal
 from simlab.store.segments import SEGMENT_BYTES, Writer
-from simlab.store.shards import READABLE, SCHEMA
+from simlab.store.shards import SCHEMA
 from simlab.store.solves import read_solves
 from simlab.store.splits import SPLITS, assign, check_fractions
 from simlab.store.stats import constants, merged, to_yaml
@@ -51,7 +53,6 @@ from simlab.store.verify import verify
 __all__ = ["DEFAULT_SPLIT", "SnapshotStore", "SplitStatus", "Status"]
 
 DEFAULT_SPLIT = {"train": 0.8, "valid": 0.1, "test": 0.1}
-_IDENTITY = ("n", "seed", "split", "spec", "mesh", "config", "storage")
 _MISSING, _IN_FLIGHT, _FAILED, _DONE = range(4)
 
 
@@ -204,18 +205,18 @@ class SnapshotStore:
             for name in ("inflight", "manifest", *(f"data/{item}" for item in SPLITS)):
                 (path / name).mkdir(parents=True, exist_ok=True)
             if mesh is not None:
-                content["mesh"] = _publish_mesh(path, schema)
+                content["mesh"] = publish_mesh(path, schema)
         extra = {
             "uuid": uuid.uuid4().hex,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "software": _software(),
+            "software": software(),
         }
-        text = _with_digest(content | extra)
+        text = with_digest(content | extra)
         with files.reported(path):
             is_new = files.publish(path / "campaign.json", text, overwrite=False)
         if not is_new:
-            found = _read_campaign(path)
-            old, new = ({key: item.get(key) for key in _IDENTITY} for item in (found, content))
+            found = read_campaign(path)
+            old, new = (identity(item) for item in (found, content))
             changed = differences(old, new)
             if changed:
                 raise ConfigError([_short(line) for line in changed], f"{path}: another campaign")
@@ -231,10 +232,10 @@ class SnapshotStore:
             When there is none, or its description is damaged.
         """
         path = Path(path).absolute()
-        found = _read_campaign(path)
+        found = read_campaign(path)
         spec = dict(found["spec"])
         if found["mesh"] is not None:
-            spec["mesh"] = _read_mesh(path, found["mesh"])
+            spec["mesh"] = read_mesh(path, found["mesh"])
         return cls(
             path,
             Schema.from_json(spec),
@@ -438,77 +439,6 @@ class SnapshotStore:
         state[done] = _DONE
         state[self.catalogue.done_attempts > 0] = _DONE
         return state
-
-
-def _with_digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return json.dumps({**content, "digest": digest}, sort_keys=True, indent=1) + "\n"
-
-
-def _read_campaign(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((path / "campaign.json").read_text(encoding="utf-8"))
-        digest = content.pop("digest")
-    except FileNotFoundError:
-        raise StoreError(f"{path} is not a store: it has no campaign.json") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise StoreError(f"{path}/campaign.json cannot be read: {error}") from None
-    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != digest:
-        raise StoreError(f"{path}/campaign.json was changed or damaged; restore it from a copy")
-    if content["schema"].split(".")[0] not in READABLE:
-        raise StoreError(
-            f"{path}: store of format {content['schema']}, this simlab reads "
-            f"{' and '.join(READABLE)}: use the simlab that wrote it, or a newer one"
-        )
-    return content
-
-
-def _publish_mesh(path: Path, schema: Schema) -> dict[str, str]:
-    assert schema.mesh is not None
-    buffer = io.BytesIO()
-    cells: dict[str, Any] = {
-        f"cells_{kind}": np.asarray(c, np.int64) for kind, c in schema.mesh.cells.items()
-    }
-    np.savez(buffer, points=np.asarray(schema.mesh.points, np.float64), **cells)
-    data = buffer.getvalue()
-    name = "mesh.npz"
-    digest = _mesh_digest(schema.mesh.points, cells)
-    if not files.publish(path / name, data, overwrite=False):
-        _read_mesh(path, {"file": name, "sha256": digest})
-    return {"file": name, "sha256": digest}
-
-
-def _read_mesh(path: Path, entry: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        with np.load(path / entry["file"]) as arrays:
-            points = arrays["points"]
-            cells = {name: arrays[name] for name in arrays.files if name.startswith("cells_")}
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{path / entry['file']} cannot be read: {error}") from None
-    if _mesh_digest(points, cells) != entry["sha256"]:
-        raise StoreError(f"{path / entry['file']} is damaged or belongs to another campaign")
-    return {"points": points, "cells": {k.removeprefix("cells_"): v for k, v in cells.items()}}
-
-
-def _mesh_digest(points: np.ndarray, cells: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(points, np.float64).data)
-    for name in sorted(cells):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(cells[name], np.int64).data)
-    return digest.hexdigest()
-
-
-def _software() -> dict[str, str]:
-    return {
-        "simlab": simlab.__version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "hdf5": h5py.version.hdf5_version,
-        "host": platform.node(),
-        "pid": str(os.getpid()),
-    }
 
 
 def _short(line: str) -> str:
