@@ -1,0 +1,210 @@
+"""Active sampling: the law of the draws, unbiased weights, restarts, and what it is good for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+
+from simlab.core.errors import ConfigError
+from simlab.problems.breed import Breed, Breeder, Fitness
+
+BOUNDS = {"a": (100.0, 500.0), "b": (-1.0, 3.0)}
+SEED = 23053
+
+
+def scaled(points):
+    return (points - [100.0, -1.0]) / [400.0, 4.0]
+
+
+def bred(share=0.7, sigma=0.15, n=300, **settings):
+    """A breeder in its first bred generation, whose parents lie at the corner of the box."""
+    breeder = Breeder(Breed(share=(share, share), sigma=sigma, **settings), BOUNDS, SEED)
+    corner = np.flatnonzero((scaled(breeder.draw(n)) < 0.25).all(axis=1))
+    breeder.evolve(n, corner, 1.0 + np.arange(len(corner)))
+    return breeder
+
+
+def centres(n):
+    x = (np.arange(n) + 0.5) / n
+    grid = np.stack(np.meshgrid(x, x, indexing="ij"), -1).reshape(-1, 2)
+    return [100.0, -1.0] + grid * [400.0, 4.0]
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.15, 2.0])
+def test_the_density_is_that_of_the_draws(sigma):
+    n, first = 12_000, 300
+    breeder = bred(sigma=sigma, tries=3)
+    # the latest generation alone: q of the mixture, without the uniform draws before it
+    cells = centres(200)
+    latest = breeder.density(cells, first + n) * (first + n) - first
+    expected = latest.reshape(8, 25, 8, 25).sum((1, 3)) / 200**2
+    assert expected.sum() == pytest.approx(n, rel=2e-3)
+    places = np.floor(scaled(breeder.draw(n, first)) * 8).astype(int)
+    found = np.zeros((8, 8))
+    np.add.at(found, tuple(places.T), 1)
+    chi_square = ((found - expected) ** 2 / expected).sum()
+    assert chi_square < 63 + 4 * np.sqrt(2 * 63)
+
+
+def test_weighted_means_are_those_of_the_uniform_law():
+    breeder, n = bred(clip=1e6), 20_000
+    points = breeder.draw(n)
+    w = breeder.weights(points, n)
+    assert w.mean() == pytest.approx(1.0, abs=4 * w.std() / np.sqrt(n))
+    for f in (scaled(points)[:, 0], np.cos(3 * scaled(points)).prod(1)):
+        exact = 0.5 if f.min() >= 0 else (np.sin(3) / 3) ** 2
+        error = abs((w * f).mean() - exact)
+        assert error < 4 * (w * f).std() / np.sqrt(n)
+        assert error < 0.2 * abs(f.mean() - exact)
+
+
+def test_draws_depend_on_seed_id_and_state_only():
+    breeder = bred()
+    together = breeder.draw(700)
+    np.testing.assert_array_equal(breeder.draw(13, 250), together[250:263])
+    np.testing.assert_array_equal(breeder.draw(300), Breeder(Breed(), BOUNDS, SEED).draw(300))
+    state = json.loads(json.dumps(breeder.state()))
+    other = Breeder(breeder.breed, BOUNDS, seed=1)
+    other.restore(state)
+    np.testing.assert_array_equal(other.draw(700), together)
+    for each in (breeder, other):
+        each.evolve(700, [400, 650], [2.0, 1.0])
+    np.testing.assert_array_equal(other.draw(90, 660), breeder.draw(90, 660))
+    np.testing.assert_array_equal(breeder.draw(700), together)
+    assert ((scaled(together) >= 0) & (scaled(together) <= 1)).all()
+
+
+def test_weights_are_clipped():
+    breeder = bred(share=0.95)
+    w = breeder.weights(centres(20), 100_000)
+    assert w.max() == 5.0
+    assert w.min() < 0.2
+
+
+def test_too_few_effective_samples_lead_back_to_the_uniform_law():
+    breeder = bred(share=0.95, sigma=0.02)
+    assert breeder.effective_share(300) == pytest.approx(1.0)
+    n = 4300
+    assert breeder.effective_share(n) < 0.2
+    breeder.evolve(n, [2000], [1.0])
+    assert breeder.bred_share == 0
+    late = scaled(breeder.draw(2000, n))
+    assert np.abs(late.mean(0) - 0.5).max() < 0.03
+    tolerant = bred(share=0.95, sigma=0.02, least_ess=0.0)
+    tolerant.evolve(n, [2000], [1.0])
+    assert tolerant.bred_share == 0.95
+
+
+def test_the_bred_share_rises_over_generations():
+    breeder = Breeder(Breed(), BOUNDS, SEED)
+    shares = []
+    for generation in range(1, 7):
+        breeder.evolve(50 * generation, np.arange(40), np.ones(40))
+        shares.append(breeder.bred_share)
+    np.testing.assert_allclose(shares, [0, 0.7 / 3, 1.4 / 3, 0.7, 0.7, 0.7])
+    breeder.evolve(400, [], [])
+    assert breeder.bred_share == 0  # nobody was hard to learn
+    with pytest.raises(ValueError, match="a generation needs a draw"):
+        breeder.evolve(400, [3], [1.0])
+
+
+def test_fitness_is_the_excess_over_the_batch():
+    fitness = Fitness()
+    fitness.add([4, 4, 8, 15], np.array([1.0, 1.0, 1.0, 5.0]))
+    fitness.add([8, 16], np.array([3.0, 1.0]))
+    fitness.add([23], np.array([9.0]))
+    ids, values = fitness.candidates(Breed(seen=0.0))
+    assert ids.tolist() == [4, 8, 15, 16, 23]
+    np.testing.assert_allclose(values, [0.0, 0.5, 3 / np.sqrt(3), 0.0, 0.0])
+    assert fitness.candidates(Breed(), n_steps=8)[0].tolist() == [4, 8]
+    assert fitness.candidates(Breed(seen=0.0, window=2))[0].tolist() == [16, 23]
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ConfigError, match="share: expected first <= last"):
+        Breed(share=(0.5, 0.2))
+    with pytest.raises(ConfigError, match="low < high"):
+        Breeder(Breed(), {"a": (1.0, 1.0)}, 3)
+
+
+SIDE = 0.05**0.5  # the hard corner is a twentieth of the box
+SQUARE = {"x": (0.0, 1.0), "y": (0.0, 1.0)}
+
+
+def hard_corner(points):
+    x, y = points.T
+    window = (np.clip(1 - (points / SIDE) ** 2, 0, None) ** 2).prod(1)
+    return np.sin(2 * x + y) + np.cos(30 * x) * np.cos(30 * y) * window
+
+
+class Interpolant:
+    """Piecewise linear between the runs: as good as they are dense. Weights mean nothing to it."""
+
+    def __init__(self, points, weights):
+        self._inside = LinearNDInterpolator(points, hard_corner(points))
+        self._outside = NearestNDInterpolator(points, hard_corner(points))
+
+    def __call__(self, points):
+        values = self._inside(points)
+        return np.where(np.isnan(values), self._outside(points), values)
+
+
+class LeastSquares:
+    """196 bells by weighted least squares: too few for the corner, however many runs it has."""
+
+    def __init__(self, points, weights):
+        A = self._bells(points)
+        gram = A.T @ (weights[:, None] * A) + 1e-6 * len(points) * np.eye(A.shape[1])
+        self._c = np.linalg.solve(gram, A.T @ (weights * hard_corner(points)))
+
+    def __call__(self, points):
+        return self._bells(points) @ self._c
+
+    @staticmethod
+    def _bells(points, n=14):
+        centre = (np.arange(n) + 0.5) / n
+        along = np.exp(-0.5 * ((points[:, :, None] - centre) * n) ** 2)
+        return (along[:, 0, :, None] * along[:, 1, None, :]).reshape(len(points), -1)
+
+
+def learn(learner, breed, reweight, n=600, period=60):
+    """Return mean error and its 99th percentile over the uniform law, means over six seeds."""
+    judged = np.random.default_rng(20117).random((6000, 2))
+    found = []
+    for seed in range(6101, 6107):
+        breeder, fitness, model = Breeder(breed, SQUARE, seed), Fitness(), None
+        for drawn in range(period, n + 1, period):
+            points = breeder.draw(drawn)
+            if model is not None:
+                new = points[-period:]
+                losses = np.abs(model(new) - hard_corner(new))
+                fitness.add(np.arange(drawn - period, drawn), losses)
+            w = breeder.weights(points, drawn) if reweight else np.ones(drawn)
+            model = learner(points, w / w.mean())
+            breeder.evolve(drawn, *fitness.candidates(breed))
+        error = np.abs(model(judged) - hard_corner(judged))
+        found.append((error.mean(), np.quantile(error, 0.99)))
+    return np.mean(found, axis=0)
+
+
+UNIFORM = Breed(share=(0.0, 0.0))
+
+
+def test_a_learner_short_of_runs_gains_in_the_hard_corner_and_on_average():
+    mean, worst = learn(Interpolant, UNIFORM, reweight=False)
+    bred_mean, bred_worst = learn(Interpolant, Breed(), reweight=True)
+    assert bred_worst < 0.8 * worst
+    assert bred_mean < 1.05 * mean
+
+
+def test_weights_give_a_learner_short_of_capacity_its_average_back():
+    mean, worst = learn(LeastSquares, UNIFORM, reweight=False)
+    bare_mean, bare_worst = learn(LeastSquares, Breed(), reweight=False)
+    weighted_mean, weighted_worst = learn(LeastSquares, Breed(), reweight=True)
+    assert bare_worst < worst
+    assert weighted_worst < worst
+    assert bare_mean > 1.05 * mean
+    assert weighted_mean < 1.05 * mean
