@@ -65,6 +65,7 @@ class Newest:
         """Return the model: what has ``predict(samples)``. Loads torch."""
         from simlab.core.config import build
         from simlab.learn import checkpoints
+        from simlab.learn.average import Average
         from simlab.learn.model import Model
         from simlab.learn.settings import TrainSettings
         from simlab.store.schema import Schema
@@ -77,6 +78,10 @@ class Newest:
         schema = Schema.from_json(json.loads(state["schema"]))
         model = Model(build(TrainSettings, json.loads(state["settings"])), schema)
         model.load_tensors(state["network"])
+        if state.get("average") is not None:
+            average = Average(model.network, model.settings.ema)
+            average.load(state["average"])
+            average.place()
         return model
 
 

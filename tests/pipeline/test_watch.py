@@ -12,12 +12,20 @@ import urllib.request
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from browser import look_at, picture_of
 from commands import CASES, ROOT, command, environment
 
 from simlab.core.runs import RunDirectory
+from simlab.core.samples import Sample, Trajectory
+from simlab.learn import checkpoints
+from simlab.learn.settings import TrainSettings
+from simlab.learn.stream import MemoryStream
+from simlab.learn.trainer import Trainer
 from simlab.pipeline.watch import Watcher, newest_model
+from simlab.store.schema import Axis, FieldSpec, Schema
 
 SMALL = [
     "--set", "family.cells=24", "--set", "campaign.n=200", "--set", "solver=fast",
@@ -198,6 +206,33 @@ def test_the_newest_weights(run) -> None:
     assert newest_model(run).label == "batch 20"  # of an earlier training, or being written
     run.update(train={"state": "done"})
     assert newest_model(run).label == "finished model"
+
+
+def test_the_newest_weights_are_the_averaged_ones(run) -> None:
+    settings = TrainSettings(
+        operator={"kind": "mlp", "hidden": [8]}, n_batches=40, batch=4, ema=0.9, pilot=4
+    )
+    stream = MemoryStream(toy_trajectories(), toy_schema(), 5)
+    trainer = Trainer(settings, toy_schema(), run.model)
+    trainer.run(stream, stop=lambda: trainer.batch >= 12)
+    state = checkpoints.newest(run.model / "checkpoints")
+    made = list(newest_model(run).load().network.parameters())
+    names = [name for name, _ in trainer.model.network.named_parameters()]
+    assert len(made) == len(names) > 0
+    for name, tensor, average in zip(names, made, state["average"], strict=True):
+        assert torch.equal(tensor, average)
+        assert not torch.equal(tensor, state["network"][name])
+
+
+def toy_schema() -> Schema:
+    return Schema("toy", (Axis("x", (0.25, 0.75)),), (FieldSpec("u"),), parameters={"mu": "1"})
+
+
+def toy_trajectories() -> list[Trajectory]:
+    return [
+        Trajectory(Sample(k, 5, {"mu": float(k)}), np.zeros(1), {"u": np.full((1, 2), k, "f4")})
+        for k in range(12)
+    ]
 
 
 def test_watching_what_is_no_run_is_one_line(tmp_path) -> None:
