@@ -5,8 +5,8 @@ missing a view reads NaN, never zero; :func:`verify_view` says so before anyone 
 can be deleted and made again at any time. :func:`master` shows all shards as one;
 :mod:`.pdebench` has the layouts of PDEBench's loaders.
 
-The Well's loader opens files in a way that does not find the sources of virtual datasets, and then
-reads the fill value without a word: give it the shards.
+The Well's loader opens files in a way that does not find the sources of virtual datasets, and would
+read the fill value without a word: give it the shards.
 """
 
 from __future__ import annotations
