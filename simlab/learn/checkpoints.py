@@ -26,7 +26,7 @@ _KEEP = 2
 def write(directory: Path, batch: int, state: dict[str, Any]) -> Path:
     """Write a checkpoint and return its directory; one of the same batch is replaced."""
     directory.mkdir(parents=True, exist_ok=True)
-    final = directory / f"batch-{batch:08d}"
+    final = directory / _name(batch)
     part = directory / f".part-{os.getpid()}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -50,8 +50,8 @@ def write(directory: Path, batch: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def newest(directory: Path) -> dict[str, Any] | None:
-    """Read the newest committed checkpoint; None when there is none.
+def newest(directory: Path, batch: int | None = None) -> dict[str, Any] | None:
+    """Read the newest committed checkpoint, or that of a batch; None when there is none.
 
     Raises
     ------
@@ -59,6 +59,8 @@ def newest(directory: Path) -> dict[str, Any] | None:
         When it cannot be read.
     """
     committed = _committed(directory)
+    if batch is not None:
+        committed = [path for path in committed if path.name == _name(batch)]
     if not committed:
         return None
     try:
@@ -69,6 +71,10 @@ def newest(directory: Path) -> dict[str, Any] | None:
             "before"
         ) from error
     return state
+
+
+def _name(batch: int) -> str:
+    return f"batch-{batch:08d}"
 
 
 def _committed(directory: Path) -> list[Path]:

@@ -20,10 +20,11 @@ import numpy as np
 from simlab.core.errors import StoreError
 from simlab.learn.arrivals import ArrivalLog, read_arrivals
 from simlab.learn.buffers import Buffer
-from simlab.learn.encoding import Normaliser
+from simlab.learn.encoding import Normaliser, Statistics
 from simlab.learn.lookup import Committed
 from simlab.learn.model import Model
 from simlab.learn.ordered import OrderedStream
+from simlab.learn.ranks import Ranks, ShareStream
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Item, Stream
 
@@ -39,6 +40,10 @@ class Feed:
     ----------
     has_ended : bool
         Whether the stream has delivered everything at least once.
+    is_scaled : bool
+        Whether the normalisation is fixed; no batch comes before.
+    pilot : Statistics, optional
+        What it is to be made of, as soon as that is known.
     is_over : bool
         Whether no batch will ever come again.
     """
@@ -52,13 +57,20 @@ class Feed:
         buffer: Buffer,
         stream: Stream,
         arrivals: Path | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._settings, self._model, self._buffer = settings, model, buffer
+        ranks = ranks or Ranks()
+        stream = ShareStream(stream, ranks) if ranks.size > 1 else stream
         self._is_ordered = settings.mode == "deterministic"
+        self._n_pilot = settings.pilot
+        if self._is_ordered:  # each rank gathers those of its share
+            self._n_pilot = -(-settings.pilot // ranks.size)
         self._stream = OrderedStream(stream, settings.lanes) if self._is_ordered else stream
         self._at_most = settings.batch if self._is_ordered else max(64, 4 * settings.batch)
         self._pending: deque[Item] = deque()
-        self._is_scaled = self.has_ended = self._is_starved = False
+        self.is_scaled = self.has_ended = self._is_starved = False
+        self.pilot: Statistics | None = None
         self._log = ArrivalLog(arrivals)
         self._n_finished = 0
         encoding = model.encoding
@@ -70,7 +82,7 @@ class Feed:
         stream = self._stream
         has_news, self._is_starved = bool(self._pending), False
         self._put_pending()
-        waits_for_pilot = not self._is_scaled and len(self._pending) < self._buffer.capacity
+        waits_for_pilot = not self.is_scaled and len(self._pending) < self._buffer.capacity
         if (not self._pending or waits_for_pilot) and not stream.is_exhausted:
             items = stream.poll(self._at_most)
             has_news |= bool(items)
@@ -79,7 +91,7 @@ class Feed:
             self._pending.extend(items)
             self._note_finished()
             self._put_pending()
-        if not self._is_scaled:
+        if not self.is_scaled and self.pilot is None:
             is_full = bool(self._pending) and not waits_for_pilot
             self._take_pilot(now=is_full or stream.is_exhausted)
         if stream.is_exhausted and not self._pending:
@@ -88,7 +100,7 @@ class Feed:
 
     def rows(self, n: int) -> np.ndarray | None:
         """Return a batch of at most ``n`` rows, or None when data have to arrive first."""
-        if not self._is_scaled or self._is_starved:
+        if not self.is_scaled or self._is_starved:
             return None
         mean_repeats = self._buffer.n_got / max(self._buffer.n_put, 1)
         if mean_repeats >= self._settings.max_repeats and not self.has_ended:
@@ -118,17 +130,20 @@ class Feed:
             self._log.note(f"f {traj}")
         self._n_finished = len(finished)
 
+    def scale(self, statistics: Statistics) -> None:
+        """Fix the normalisation."""
+        normaliser = Normaliser.fit(statistics)
+        self._model.network.normalise(normaliser, self._model.encoding)
+        self.is_scaled = True
+        scales = {"mean": normaliser.mean.tolist(), "std": normaliser.std.tolist()}
+        self._log.note(f"s {json.dumps(scales)}")
+
     def _take_pilot(self, now: bool) -> None:
-        statistics = self._stream.pilot(self._settings.pilot, now)
-        if statistics is None:
+        self.pilot = self._stream.pilot(self._n_pilot, now)
+        if self.pilot is None:
             if self._stream.is_exhausted:
                 self._refuse_empty()
             return
-        normaliser = Normaliser.fit(statistics)
-        self._model.network.normalise(normaliser, self._model.encoding)
-        self._is_scaled = True
-        scales = {"mean": normaliser.mean.tolist(), "std": normaliser.std.tolist()}
-        self._log.note(f"s {json.dumps(scales)}")
         if now and not self._stream.is_exhausted:
             log.warning(
                 "the first %d training trajectories are not complete while the buffer is full: "
@@ -164,7 +179,7 @@ class Feed:
             "pending": np.stack(pending) if pending else np.zeros((0, size), np.float32),
             "pending_ids": [[item.traj, item.step, item.attempt] for item in self._pending],
             "has_ended": self.has_ended,
-            "is_scaled": self._is_scaled,
+            "is_scaled": self.is_scaled,
             "arrivals": self._log.size,
             "n_finished": self._n_finished,
         }
@@ -178,7 +193,7 @@ class Feed:
                 state["pending_ids"], state["pending"], strict=True
             )
         )
-        self.has_ended, self._is_scaled = state["has_ended"], state["is_scaled"]
+        self.has_ended, self.is_scaled = state["has_ended"], state["is_scaled"]
         self._log.size = state["arrivals"]
         self._n_finished = state["n_finished"]
 
@@ -186,11 +201,11 @@ class Feed:
 class ReplayFeed:
     """Feeds what a log of arrivals says, in its order; attributes as for :class:`Feed`."""
 
-    def __init__(
-        self, settings: TrainSettings, model: Model, buffer: Buffer, stream: Stream
-    ) -> None:
-        assert settings.arrivals is not None
-        self._path = Path(settings.arrivals)
+    is_scaled = True
+    pilot = None
+
+    def __init__(self, model: Model, buffer: Buffer, stream: Stream, arrivals: Path) -> None:
+        self._path = arrivals
         self._model, self._buffer, self._stream = model, buffer, stream
         self._offset = 0
         self._lines = read_arrivals(self._path)
@@ -243,6 +258,9 @@ class ReplayFeed:
                 "another train.buffer, train.seed or train.batch"
             )
         return rows
+
+    def scale(self, statistics: Statistics) -> None:
+        """Do nothing: the log holds the normalisation."""
 
     def rate(self, planned: float) -> float:
         """Return the learning rate the log has for the batch just drawn."""

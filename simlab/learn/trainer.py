@@ -6,12 +6,15 @@
         get a batch, or wait for data
         loss, gradient, AdamW step, learning rate from the share of the budget used
 
+On several ranks nobody takes a step until all have a batch (:mod:`simlab.learn.ranks`).
+
 When the stream is exhausted and budget is left, training goes on: with what the buffer holds when
 that is everything, with another pass over the stream otherwise.
 
 The checkpoint (weights, optimiser, buffer, stream position, generators, batch) is the only
 acknowledgement there is. For a stream whose order does not depend on time, a run that was stopped
-and resumed equals one that was not, bit for bit, at the same number of threads.
+and resumed equals one that was not, bit for bit, at the same number of threads. What enters the
+buffer and when is decided, and logged, by :mod:`simlab.learn.feeding`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import numpy as np
 import torch
 
 from simlab.core.config import as_table, differences
-from simlab.core.errors import ConfigError, ConvergenceError
+from simlab.core.errors import ConfigError, ConvergenceError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
@@ -39,6 +42,7 @@ from simlab.learn.encoding import Ranges
 from simlab.learn.feeding import Feed, ReplayFeed
 from simlab.learn.model import Model
 from simlab.learn.monitor import Monitor
+from simlab.learn.ranks import Ranks
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Stream
 from simlab.store.schema import Schema
@@ -48,6 +52,8 @@ __all__ = ["ARRIVALS", "Trainer", "shown_by"]
 log = logging.getLogger("simlab.train")
 
 ARRIVALS = "arrivals.log"
+_CHECKPOINTS = "checkpoints"
+_SPREAD = 104729
 _IDLE_SECONDS = 0.01
 Observer = Callable[..., Any]
 
@@ -77,6 +83,9 @@ class Trainer:
         :meth:`simlab.core.runs.RunDirectory.log_metric` is one, a progress bar another.
     solver_ranks : int
         Solver processes on this machine, whose cores are left alone until the stream is exhausted.
+    ranks : Ranks, optional
+        The processes that train together, each calling every method with the same arguments;
+        metrics, validation and the model are those of rank 0.
 
     Examples
     --------
@@ -92,11 +101,19 @@ class Trainer:
         *,
         observers: Sequence[Observer] = (),
         solver_ranks: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
         self.settings, self.schema = settings, schema
         self.directory = None if directory is None else Path(directory)
         self.model = Model(settings, schema)
-        self.buffer = settings.buffer.build(self.model.encoding.row_size, settings.seed)
+        self.ranks = ranks or Ranks()
+        if self.ranks.size > 1 and hasattr(self.model.network.network, "observe"):
+            raise ConfigError(
+                f"train.operator = {settings.operator.kind!r} makes a basis of the batches it "
+                "sees, which every rank would make for itself; train it on one process"
+            )
+        seed = settings.seed + _SPREAD * self.ranks.rank
+        self.buffer = settings.buffer.build(self.model.encoding.row_size, seed)
         self.batch = 0
         self._optimizer = torch.optim.AdamW(
             self.model.network.parameters(),
@@ -108,6 +125,7 @@ class Trainer:
         self._average = Average(self.model.network, settings.ema) if settings.ema else None
         self._stream: Stream | None = None
         self._feed: Feed | ReplayFeed | None = None
+        self._drawn: np.ndarray | None = None
         self._elapsed = self._waited = 0.0
         self._monitor = Monitor(self.model.encoding, self.buffer)
 
@@ -140,43 +158,66 @@ class Trainer:
         stop : callable
             Asked before every batch. A stopped run leaves a checkpoint and no finished model.
         """
-        feed = self._feed_from(stream)
+        feed, ranks = self._feed_from(stream), self.ranks
         self._set_threads()
         saved = time.monotonic()
-        while not self.is_done and not stop():
-            begun, had_ended = time.monotonic(), feed.has_ended
-            has_news = feed.advance()
-            if feed.has_ended != had_ended:
-                self._set_threads()
-            rows = feed.rows(self.settings.batch)
-            if rows is None:
+        while not ranks.any(self.is_done or stop()):
+            begun = time.monotonic()
+            has_news = self._fill(feed)
+            rows = self._drawn
+            if ranks.any(rows is None) or rows is None:
                 if not has_news and not feed.is_over:
                     time.sleep(_IDLE_SECONDS)
                 self._count_time(begun, waiting=True)
                 continue
+            self._drawn = None
             loss = self.step(rows)
             self._count_time(begun)
             self._observe(loss)
             if self.batch % self.settings.validate_every == 0 and not self.is_done:
                 self._validate(validation)
-            if time.monotonic() - saved > self.settings.checkpoint_seconds:
+            if ranks.any(time.monotonic() - saved > self.settings.checkpoint_seconds):
                 self.checkpoint()
                 saved = time.monotonic()
         self.checkpoint()
-        if self.is_done:
-            if self._average is not None:
-                self._average.place()
-            self._validate(validation)
-            if self.directory is not None:
-                self.model.save(self.directory)
-            log.info("training done: %d batches in %.1f s", self.batch, self._elapsed)
+        if ranks.any(self.is_done):
+            self._finish(validation)
         return self.model
+
+    def _fill(self, feed: Feed | ReplayFeed) -> bool:
+        """Have a batch drawn if there can be one; return whether anything new arrived."""
+        if self._drawn is not None:
+            return False
+        had_ended = feed.has_ended
+        has_news = feed.advance()
+        if feed.has_ended != had_ended:
+            self._set_threads()
+        if not feed.is_scaled and not self.ranks.any(feed.pilot is None):
+            assert feed.pilot is not None
+            feed.scale(self.ranks.merged(feed.pilot))
+        self._drawn = feed.rows(self.settings.batch)
+        return has_news
+
+    def _finish(self, validation: Sequence[Trajectory]) -> None:
+        ranges = self.model.ranges
+        ranges.lower = -self.ranks.largest(-ranges.lower)
+        ranges.upper = self.ranks.largest(ranges.upper)
+        if self._average is not None:
+            self._average.place()
+        self._validate(validation)
+        if self.directory is not None and self.ranks.rank == 0:
+            self.model.save(self.directory)
+        self.ranks.wait()
+        log.info("training done: %d batches in %.1f s", self.batch, self._elapsed)
 
     def step(self, rows: np.ndarray) -> float:
         """Take one optimiser step on rows of shape (B, row_size) and return the loss before it."""
         settings, network = self.settings, self.model.network
         network.train()
-        rate = settings.learning_rate_at(self._share)
+        share = self._share
+        if settings.max_seconds is not None:
+            share = float(self.ranks.largest(np.array([share]))[0])
+        rate = settings.learning_rate_at(share)
         if self._feed is not None:
             rate = self._feed.rate(rate)
         for group in self._optimizer.param_groups:
@@ -187,13 +228,13 @@ class Trainer:
         )
         network.observe(truth)
         loss = self._loss(network(*inputs), truth)
-        value = float(loss.detach())
+        loss.backward()
+        value = self.ranks.average(network.parameters(), float(loss.detach()))
         if not math.isfinite(value):
             raise ConvergenceError(
                 f"training diverged: loss {value} at batch {self.batch}; lower "
                 f"train.learning_rate = {settings.learning_rate:g}"
             )
-        loss.backward()
         self._optimizer.step()
         self.batch += 1
         if self._average is not None:
@@ -216,18 +257,27 @@ class Trainer:
         """Return what turns a stream into batches, made at its first use."""
         if self._feed is None or self._stream is not stream:
             self._stream = stream
-            if self.settings.mode == "replay":
-                self._feed = ReplayFeed(self.settings, self.model, self.buffer, stream)
+            if self.settings.arrivals is not None:
+                path = self._own(Path(self.settings.arrivals))
+                self._feed = ReplayFeed(self.model, self.buffer, stream, path)
             else:
-                log_path = self.directory and self.directory / ARRIVALS
-                self._feed = Feed(self.settings, self.model, self.buffer, stream, log_path)
+                arrivals = self.directory and self._own(self.directory / ARRIVALS)
+                self._feed = Feed(
+                    self.settings, self.model, self.buffer, stream, arrivals, self.ranks
+                )
         return self._feed
+
+    def _own(self, path: Path) -> Path:
+        """Return the name a file of this rank has; rank 0 has the name itself."""
+        rank = self.ranks.rank
+        return path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
 
     def _set_threads(self) -> None:
         cores = len(os.sched_getaffinity(0))
         n, has_ended = self.settings.threads, self._feed is not None and self._feed.has_ended
         if not n:
-            n = cores if has_ended else max(1, cores - self._solver_ranks)
+            n = cores if has_ended else cores - self._solver_ranks
+            n = max(1, n // self.ranks.size)
         if n != torch.get_num_threads():
             torch.set_num_threads(n)
             why = ": the stream has ended, its cores are free" if has_ended else ""
@@ -253,7 +303,7 @@ class Trainer:
         self._tell("train", **values)
 
     def _validate(self, validation: Sequence[Trajectory]) -> None:
-        if not len(validation):
+        if not len(validation) or self.ranks.rank:
             return
         average = self._average
         with nullcontext() if average is None else average.in_place():
@@ -261,13 +311,14 @@ class Trainer:
         self._tell("validation", batch=self.batch, rel_l2=errors)
 
     def _tell(self, kind: str, **values: Any) -> None:
-        for observer in self._observers:
+        for observer in self._observers if self.ranks.rank == 0 else ():
             observer(kind, **values)
 
     def checkpoint(self) -> Path | None:
         """Write a checkpoint; nothing before the first batch or without a directory.
 
         Nor after the end of a training with averaged weights: the last one holds the others.
+        Collective; that of rank 0, written last, makes the others count.
         """
         if self.directory is None or self._feed is None or not self.batch:
             return None
@@ -281,13 +332,20 @@ class Trainer:
             "buffer": self.buffer.state_dict(),
             "average": None if self._average is None else self._average.tensors(),
             "feed": self._feed.state_dict(),
+            "drawn": self._drawn,
             "ranges": {"lower": self.model.ranges.lower, "upper": self.model.ranges.upper},
             "torch_rng": torch.get_rng_state(),
             "batch": self.batch,
             "times": [self._elapsed, self._waited],
             "monitor": self._monitor.state_dict(),
         }
-        return checkpoints.write(self.directory / "checkpoints", self.batch, state)
+        folder = self._own(self.directory / _CHECKPOINTS)
+        if self.ranks.rank == 0:
+            self.ranks.wait()
+            return checkpoints.write(folder, self.batch, state)
+        written = checkpoints.write(folder, self.batch, state)
+        self.ranks.wait()
+        return written
 
     def resume(self, stream: Stream) -> bool:
         """Go back to the newest checkpoint, stream included; return False when there is none.
@@ -299,7 +357,7 @@ class Trainer:
         """
         if self.directory is None:
             return False
-        state = checkpoints.newest(self.directory / "checkpoints")
+        state = self._newest(self.directory)
         if state is None:
             return False
         changed = differences(json.loads(state["settings"]), as_table(self.settings), "train")
@@ -316,6 +374,7 @@ class Trainer:
         if self._average is not None:
             self._average.load(state["average"])
         self._feed_from(stream).load_state_dict(state["feed"])
+        self._drawn = state["drawn"]
         self.model.ranges = Ranges(state["ranges"]["lower"], state["ranges"]["upper"])
         torch.set_rng_state(state["torch_rng"])
         self.batch = state["batch"]
@@ -323,3 +382,18 @@ class Trainer:
         self._monitor.load_state_dict(state["monitor"])
         log.info("resumed at batch %d of %d", self.batch, self.settings.n_batches)
         return True
+
+    def _newest(self, directory: Path) -> dict[str, Any] | None:
+        """Return this rank's part of rank 0's newest checkpoint. Collective."""
+        ranks, state = self.ranks, None
+        if ranks.rank == 0:
+            state = checkpoints.newest(directory / _CHECKPOINTS)
+        batch = int(ranks.largest(np.array([state["batch"] if state else -1]))[0])
+        if ranks.rank and batch >= 0:
+            state = checkpoints.newest(self._own(directory / _CHECKPOINTS), batch)
+        if ranks.any(batch >= 0 and state is None):
+            raise StoreError(
+                f"{directory}: a rank has no checkpoint of batch {batch}; resume on as many ranks "
+                "as there were, or begin afresh"
+            )
+        return state
