@@ -13,6 +13,7 @@ SMALL = {
     "points": {"points": 64, "width": 32, "layers": 2},
     "tfno": {"modes": 8, "width": 20, "layers": 2, "rank": 0.2},
     "uno": {"modes": 8, "width": 8, "levels": 1},
+    "gino": {"latent": 8, "modes": 6, "width": 12, "layers": 2},
     "mppde": {"bundle": 2, "width": 24, "layers": 2},
     "podnet": {"modes": 12, "hidden": [64, 64], "snapshots": 200},
     "unet": {"width": 16, "levels": 2},

@@ -285,6 +285,41 @@ def test_points_decodes_without_jumps():
     assert largest[1] < 0.2 * largest[0]
 
 
+def test_gino_sums_as_neuraloperator_does():
+    """The same kernel integrals, with the weights at hand, as its loop over points."""
+    from neuralop.layers.integral_transform import IntegralTransform
+    from neuralop.layers.neighbor_search import NeighborSearch
+
+    torch.manual_seed(5527)
+    kinds = {"kind": "gino", "latent": 5, "modes": 3, "width": 6, "layers": 1}
+    network = operators.build(kinds).build(field_schema(9))
+    network(*inputs_for(field_schema(9)))  # says which grids the pairs are of
+    centres = [
+        torch.stack(torch.meshgrid(*2 * [(torch.arange(n) + 0.5) / n], indexing="ij"), -1)
+        for n in (9, 5)
+    ]
+    fine, latent = (points.reshape(-1, 2) for points in centres)
+    for block, y, x, reduction in (
+        (network.operator.gno_in, fine, latent, "mean"),
+        (network.operator.gno_out, latent, fine, "sum"),
+    ):
+        ours = block.integral_transform
+        theirs = IntegralTransform(
+            channel_mlp=ours.channel_mlp,
+            transform_type="linear",
+            use_torch_scatter=False,
+            weighting_fn=ours._weigh,
+            reduction=reduction,
+        )
+        f = torch.randn(2, len(y), 6)
+        search = NeighborSearch(use_open3d=False, return_norm=ours._weigh is not None)
+        with torch.no_grad():
+            at_y, at_x = block.pos_embedding(y), block.pos_embedding(x)
+            expected = theirs(at_y, search(y, x, block.radius), at_x, f)
+            made = ours(at_y, block.neighbor_search.pairs, at_x, f)
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
 def low_pass(layer, x):
     """What a spectral layer is: full transform, a channel matrix for each kept mode, and back."""
     grid, d = x.shape[2:], x.ndim - 2
