@@ -32,7 +32,7 @@ class Begin:
 
 @dataclass(frozen=True, eq=False)
 class StepRecord:
-    """One stored step; ``fields`` holds every output field, in the stored type."""
+    """One stored step; ``fields`` holds every output field, in the stored type, read-only."""
 
     traj: int
     attempt: int
@@ -108,13 +108,13 @@ def as_records(schema: Schema, event: Event) -> bytes:
 def field_values(
     schema: Schema, specs: tuple[FieldSpec, ...], records: list[Record], *, exact: bool = False
 ) -> dict[str, np.ndarray]:
-    """Return a copy of the fields that a group of records holds, by name.
+    """Return the fields that a group of records holds, by name; read-only where not converted.
 
     They are in the type that Well groups have, or with ``exact`` in that of the records.
     """
     return {
         spec.name: record.values()
         .reshape(schema.field_shape(spec))
-        .astype(record.dtype if exact else stored_dtype(spec))
+        .astype(record.dtype if exact else stored_dtype(spec), copy=False)
         for spec, record in zip(specs, records, strict=True)
     }

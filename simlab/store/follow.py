@@ -91,14 +91,14 @@ def follow(
 
 def follow_records(
     store: SnapshotStore, position: Position | None, at_most: int, n_bytes: int
-) -> tuple[list[bytes], Position]:
+) -> tuple[list[bytes | memoryview], Position]:
     """Return the same as records, one piece for each event, and end after about ``n_bytes``.
 
     What lies in segments is handed on as it is there, its values unchecked; see
     :func:`simlab.store.events.as_event`.
     """
     walk = _Walk(store, position, at_most, _Records(store.schema))
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     for piece in walk.events():
         pieces.append(piece)
         n_bytes -= len(piece)
@@ -113,20 +113,20 @@ T = TypeVar("T", covariant=True)
 class _Form(Protocol[T]):
     """How a walk hands out what it finds, in segments and in shards."""
 
-    payloads: Literal["skip", "keep"]
+    payloads: Literal["raw", "keep"]
 
-    def live(self, fd: int, group: Group) -> T: ...
+    def live(self, group: Group) -> T: ...
 
     def sealed(self, event: Event) -> T: ...
 
 
 class _Events:
-    payloads: Literal["skip", "keep"] = "keep"
+    payloads: Literal["raw", "keep"] = "keep"
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
 
-    def live(self, fd: int, group: Group) -> Event:
+    def live(self, group: Group) -> Event:
         return as_event(self._schema, group)
 
     def sealed(self, event: Event) -> Event:
@@ -134,13 +134,13 @@ class _Events:
 
 
 class _Records:
-    payloads: Literal["skip", "keep"] = "skip"
+    payloads: Literal["raw", "keep"] = "raw"
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
 
-    def live(self, fd: int, group: Group) -> bytes:
-        return os.pread(fd, group.end - group.begin, group.begin)
+    def live(self, group: Group) -> bytes | memoryview:
+        return group.data or b""
 
     def sealed(self, event: Event) -> bytes:
         return as_records(self._schema, event)
@@ -215,7 +215,7 @@ class _Walk(Generic[T]):
                 is_news = self._take(name, group.commit)
                 self._segments[name] = group.end
                 if is_news:
-                    yield self._form.live(fd, group)
+                    yield self._form.live(group)
         finally:
             os.close(fd)
 

@@ -54,8 +54,12 @@ _VERSION = 2
 _VERSIONS = (1, _VERSION)
 _CAST = 0x100
 _BLOCK = 1 << 18
+_PEEK = 1 << 12
+_MOST = 1 << 23
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+Payloads = Literal["skip", "raw", "check", "keep"]
 
 _STEP = struct.Struct("<qqqqiIdd")
 _STEP_1 = struct.Struct("<Qdd")
@@ -153,6 +157,7 @@ class Group:
     begin: int
     end: int
     fields: list[Record] = field(default_factory=list)
+    data: memoryview | None = None
 
 
 def pack(
@@ -245,20 +250,28 @@ def _pack(
 
 
 class _Window:
-    """Reads of a file through one block, so that small records cost few system calls."""
+    """Reads of a file through blocks, so that small records cost few system calls.
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._at = 0
-        self._block = b""
+    What is handed out lies in its block and keeps it alive. Blocks grow up to ``most`` bytes while
+    a file is read on: fresh memory costs more than reading, and large blocks cost least.
+    """
 
-    def read(self, offset: int, size: int) -> bytes:
+    def __init__(self, fd: int, end: int, most: int = _BLOCK) -> None:
+        self._fd, self._end, self._most = fd, end, most
+        self._at, self._next = 0, _BLOCK
+        self._block = memoryview(b"")
+
+    def read(self, offset: int, size: int) -> memoryview:
         start = offset - self._at
         if start < 0 or start + size > len(self._block):
-            if size > _BLOCK // 2:
-                return os.pread(self._fd, size, offset)
-            self._block = os.pread(self._fd, _BLOCK, offset)
+            is_jump = start > len(self._block)  # over values that nobody wants
+            n = _PEEK if is_jump else min(max(self._next, 8 * size), self._most)
+            n = max(n, size)
+            room = np.empty(max(0, min(n, self._end - offset)), dtype=np.uint8)
+            self._block = room.data[: os.preadv(self._fd, [room.data], offset)]
             self._at, start = offset, 0
+            if not is_jump:
+                self._next = min(2 * self._next, self._most)
         return self._block[start : start + size]
 
 
@@ -272,9 +285,7 @@ class _Bytes:
         return self._data[offset : offset + size]
 
 
-def _read(
-    window: _Window | _Bytes, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
-) -> Record | None:
+def _read(window: _Window | _Bytes, offset: int, size: int, payloads: Payloads) -> Record | None:
     """Read the record at ``offset``; None when it is torn, damaged or not all there."""
     raw = window.read(offset, HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
@@ -311,7 +322,7 @@ def _read(
         version=version,
     )
     is_field = record.kind in (Kind.INPUT, Kind.OUTPUT)
-    if is_field and payloads == "skip":
+    if is_field and payloads in ("skip", "raw"):
         return record
     payload = window.read(record.payload_at, nbytes)
     crc = zlib.crc32(payload)
@@ -323,17 +334,17 @@ def _read(
     return record
 
 
-def scan(
-    fd: int, offset: int, size: int, payloads: Literal["skip", "check", "keep"] = "check"
-) -> Iterator[Group]:
+def scan(fd: int, offset: int, size: int, payloads: Payloads = "check") -> Iterator[Group]:
     """Yield the whole groups between ``offset`` and ``size``.
 
     Parameters
     ----------
-    payloads : {"skip", "check", "keep"}
-        Values of fields: jump over them, check their CRC, or check and hand them out.
+    payloads : {"skip", "raw", "check", "keep"}
+        Values of fields: jump over them, jump but hand out the bytes of each group unchecked,
+        check their CRC, or check and hand them out.
     """
-    return _groups(_Window(fd), offset, size, payloads)
+    most = _MOST if payloads in ("raw", "keep") else _BLOCK
+    return _groups(_Window(fd, size, most), offset, size, payloads)
 
 
 def scan_bytes(data: bytes | memoryview) -> Iterator[Group]:
@@ -343,7 +354,7 @@ def scan_bytes(data: bytes | memoryview) -> Iterator[Group]:
 
 
 def _groups(
-    window: _Window | _Bytes, offset: int, size: int, payloads: Literal["skip", "check", "keep"]
+    window: _Window | _Bytes, offset: int, size: int, payloads: Payloads
 ) -> Iterator[Group]:
     begin, fields = offset, []
     while (record := _read(window, offset, size, payloads)) is not None:
@@ -351,7 +362,8 @@ def _groups(
         if record.kind in (Kind.INPUT, Kind.OUTPUT):
             fields.append(record)
             continue
-        yield Group(record, begin, offset, fields)
+        data = window.read(begin, offset - begin) if payloads == "raw" else None
+        yield Group(record, begin, offset, fields, data)
         begin, fields = offset, []
 
 
@@ -360,7 +372,7 @@ def has_record_after(fd: int, offset: int, size: int) -> bool:
 
     If so, what lies at ``offset`` is damaged, not merely torn.
     """
-    window = _Window(fd)
+    window = _Window(fd, size)
     step = 1 << 20
     for start in range(offset + 8, size, step):
         block = os.pread(fd, step + 3, start)

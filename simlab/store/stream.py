@@ -176,12 +176,12 @@ class StreamServer:
                 os.close(fd)
             files.rename(draft, self.endpoint)
 
-    def _answer(self, body: bytes, mac: bytes) -> list[bytes]:
+    def _answer(self, body: bytes, mac: bytes) -> list[bytes | memoryview]:
         request = _checked(self._token, body, mac)
         if request is None:
             return [b'{"error":"wrong token"}', b""]
         head: dict[str, Any] = {"id": request.get("id")}
-        pieces: Sequence[bytes] = ()
+        pieces: Sequence[bytes | memoryview] = ()
         try:
             if request["ask"] == "records":
                 pieces, more = self._records(request)
@@ -193,7 +193,7 @@ class StreamServer:
             pieces = ()
         return [*_signed(self._token, head), *pieces]
 
-    def _records(self, request: dict[str, Any]) -> tuple[list[bytes], dict[str, Any]]:
+    def _records(self, request: dict[str, Any]) -> tuple[list[bytes | memoryview], dict[str, Any]]:
         position = request["position"] and Position.from_json(request["position"])
         n_bytes = min(int(request["n_bytes"]), _REPLY_BYTES)
         pieces, after = follow_records(self._store, position, int(request["at_most"]), n_bytes)
@@ -274,17 +274,16 @@ class StreamChannel:
             if found is None:
                 return [], position
             head, pieces = found
+            after = Position.from_json(head["position"])
+            self._is_complete = head["is_complete"]
+            if pieces:  # the server reads on while this side decodes
+                self._send(self._request(after, at_most), after)
             events = self._decoded(pieces)
             if len(events) == len(pieces):
-                break
+                return events, after
             if not events:  # damaged at the source: not there, as for who follows the files
                 return [], position
             at_most = len(events)  # where the position is just before the damaged one
-        after = Position.from_json(head["position"])
-        self._is_complete = head["is_complete"]
-        if events:
-            self._send(self._request(after, at_most), after)
-        return events, after
 
     def is_complete(self) -> bool:
         """Return whether every trajectory had ended at the last reply without records."""
