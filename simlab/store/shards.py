@@ -374,8 +374,8 @@ def _inspect_field(
                 raise StoreError(f"field {spec.name!r} is not its double precision twin, rounded")
         _merge(moments, spec.name, Moments.of(values, spec.order))
         if is_output and values.shape[1] > 1:
-            delta = np.subtract(values[:, 1:], values[:, :-1], dtype=np.float64)
-            _merge(moments, f"{spec.name}.delta", Moments.of(delta, spec.order))
+            for row in values:
+                _merge(moments, f"{spec.name}.delta", Moments.of_steps(row, spec.order))
 
 
 def _check_crcs(

@@ -46,22 +46,34 @@ class Moments:
         cut = values.ndim - order
         shape = values.shape[cut:]
         flat = values.reshape(math.prod(values.shape[:cut]), math.prod(shape))
+        return cls._of(flat, None, shape)
+
+    @classmethod
+    def of_steps(cls, values: np.ndarray, order: int) -> Moments:
+        """Return the moments of the differences along the first axis, of at least two entries."""
+        shape = values.shape[values.ndim - order :]
+        flat = values.reshape(-1, math.prod(shape))
+        shift = len(flat) // len(values)
+        return cls._of(flat[shift:], flat[:-shift], shape)
+
+    @classmethod
+    def _of(cls, flat: np.ndarray, less: np.ndarray | None, shape: tuple[int, ...]) -> Moments:
+        """Return the moments of the columns of ``flat``, or of ``flat - less``."""
         mean, m2 = np.zeros(flat.shape[1]), np.zeros(flat.shape[1])
+        low, high = np.inf, -np.inf
         for c in range(flat.shape[1]):  # a tensor has at most nine components
             for start in range(0, len(flat), _PIECE):  # pieces that stay in cache
-                part = flat[start : start + _PIECE, c].astype(np.float64)
+                piece = slice(start, start + _PIECE)
+                part = flat[piece, c].astype(np.float64)
+                if less is not None:
+                    part -= less[piece, c]
+                low, high = min(low, float(part.min())), max(high, float(part.max()))
                 here = part.mean()
                 part -= here
                 gap, count = here - mean[c], start + len(part)
                 mean[c] += gap * (len(part) / count)
                 m2[c] += np.einsum("i,i->", part, part) + gap**2 * (start * len(part) / count)
-        return cls(
-            len(flat),
-            float(values.min()),
-            float(values.max()),
-            mean.reshape(shape),
-            m2.reshape(shape),
-        )
+        return cls(len(flat), low, high, mean.reshape(shape), m2.reshape(shape))
 
     def __add__(self, other: Moments) -> Moments:
         count = self.count + other.count
