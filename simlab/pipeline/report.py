@@ -13,6 +13,7 @@ import json
 import math
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -436,6 +437,9 @@ class _Report:
         run = [
             (key, one_line(manifest[key])) for key in keys if manifest.get(key) not in (None, "")
         ]
+        restarts = Counter(str(entry.get("side")) for entry in manifest.get("restarts", ()))
+        if restarts:
+            run.append(("restarts", ", ".join(f"{side} {n}" for side, n in restarts.items())))
         tables = [("run", run), ("versions", flat(_section(manifest, "versions")))]
         loose = {key: value for key, value in self._case.items() if not isinstance(value, Mapping)}
         tables.append(("case", flat(loose)))

@@ -402,6 +402,13 @@ def test_a_run_that_has_just_begun_gets_a_page(tmp_path):
     assert "No times are recorded yet." in text
 
 
+def test_restarts_are_counted_by_side(tmp_path):
+    run = tmp_path / "run"
+    sides = ("trainer", "solvers", "trainer")
+    fill(run, manifest(restarts=[{"side": side} for side in sides]), with_metrics=False)
+    assert "trainer 2, solvers 1" in write_report(run).read_text()
+
+
 def test_an_empty_directory_gets_a_page_that_says_so(tmp_path):
     save_figures(tmp_path)
     text = visible(write_report(tmp_path))
