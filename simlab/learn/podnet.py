@@ -15,14 +15,24 @@ what it is. It is saved with the weights. Cost of a step: O((r + B)^2 n); of a p
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from simlab.learn.layers import dense
 
 __all__ = ["PODNetwork"]
+
+
+def _of_all_processes(values: torch.Tensor) -> torch.Tensor:
+    """Return the rows of all processes in order of rank; those given when there is one."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, values)
+    return torch.cat(parts)
 
 
 class PODNetwork(nn.Module):
@@ -67,9 +77,13 @@ class PODNetwork(nn.Module):
 
     @torch.no_grad()
     def observe(self, outputs: torch.Tensor) -> None:
-        """Take normalised training outputs (B, C_out, *grid) into the basis while it grows."""
+        """Take normalised training outputs (B, C_out, *grid) into the basis while it grows.
+
+        Collective over the processes of a training, which take the outputs of all: one basis.
+        """
         if self.seen >= self.snapshots:
             return
+        outputs = _of_all_processes(outputs)
         rows = torch.cat([self.singular[:, None] * self.basis, outputs.flatten(1)])
         _, singular, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
         rank = len(self.basis)
