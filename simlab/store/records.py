@@ -56,6 +56,7 @@ _CAST = 0x100
 _BLOCK = 1 << 18
 _PEEK = 1 << 12
 _MOST = 1 << 23
+_FEW = 4
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -252,26 +253,27 @@ def _pack(
 class _Window:
     """Reads of a file through blocks, so that small records cost few system calls.
 
-    What is handed out lies in its block and keeps it alive. Blocks grow up to ``most`` bytes while
-    a file is read on: fresh memory costs more than reading, and large blocks cost least.
+    What is handed out lies in its block and keeps it alive. Fresh memory costs more than reading,
+    and large blocks cost least: they grow up to ``most`` bytes once a file is read on and on.
     """
 
     def __init__(self, fd: int, end: int, most: int = _BLOCK) -> None:
         self._fd, self._end, self._most = fd, end, most
-        self._at, self._next = 0, _BLOCK
+        self._at, self._n_blocks = 0, 0
         self._block = memoryview(b"")
 
     def read(self, offset: int, size: int) -> memoryview:
         start = offset - self._at
         if start < 0 or start + size > len(self._block):
-            is_jump = start > len(self._block)  # over values that nobody wants
-            n = _PEEK if is_jump else min(max(self._next, 8 * size), self._most)
-            n = max(n, size)
-            room = np.empty(max(0, min(n, self._end - offset)), dtype=np.uint8)
+            if start > len(self._block):  # a jump over values that nobody wants
+                n = _PEEK
+            else:
+                self._n_blocks += 1
+                far = self._n_blocks - _FEW
+                n = _BLOCK if far < 0 else min(max(_BLOCK << min(far, 5), 8 * size), self._most)
+            room = np.empty(max(0, min(max(n, size), self._end - offset)), dtype=np.uint8)
             self._block = room.data[: os.preadv(self._fd, [room.data], offset)]
             self._at, start = offset, 0
-            if not is_jump:
-                self._next = min(2 * self._next, self._most)
         return self._block[start : start + size]
 
 
