@@ -16,11 +16,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdvectionBurgers": "simlab.problems.advection_burgers",
+    "Burgers": "simlab.problems.burgers",
     "ConvectionDiffusion": "simlab.problems.convection",
     "Darcy": "simlab.problems.darcy",
     "Heat": "simlab.problems.heat",
     "Helmholtz": "simlab.problems.helmholtz",
+    "Lorenz": "simlab.problems.lorenz",
     "Poisson": "simlab.problems.poisson",
+    "ReactionDiffusion": "simlab.problems.reaction_diffusion",
     "DeepONet": "simlab.learn.operators",
     "FNO": "simlab.learn.operators",
     "MLP": "simlab.learn.operators",
