@@ -84,7 +84,11 @@ def resume(ranks, directory):
     """To 20, stopped, on to 40, and 40 in one go: the same weights on every rank."""
     schema = bare_schema(4)
     settings = settings_with(
-        buffer={"kind": "reservoir", "capacity": 20}, batch=4, n_batches=40, ema=0.9
+        operator={"kind": "podnet", "modes": 2, "hidden": (8,)},  # its basis is made on the way
+        buffer={"kind": "reservoir", "capacity": 20},
+        batch=4,
+        n_batches=40,
+        ema=0.9,
     )
     data, found = trajectories(schema, 11), []
     for folder, stops in (("straight", [40]), ("parts", [20, 40])):

@@ -107,11 +107,6 @@ class Trainer:
         self.directory = None if directory is None else Path(directory)
         self.model = Model(settings, schema)
         self.ranks = ranks or Ranks()
-        if self.ranks.size > 1 and hasattr(self.model.network.network, "observe"):
-            raise ConfigError(
-                f"train.operator = {settings.operator.kind!r} makes a basis of the batches it "
-                "sees, which every rank would make for itself; train it on one process"
-            )
         seed = settings.seed + _SPREAD * self.ranks.rank
         self.buffer = settings.buffer.build(self.model.encoding.row_size, seed)
         self.batch = 0

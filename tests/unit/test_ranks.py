@@ -9,13 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learn_helpers import bare_schema
 
-from simlab.core.config import build
-from simlab.core.errors import ConfigError
 from simlab.learn.ranks import Ranks
-from simlab.learn.settings import TrainSettings
-from simlab.learn.trainer import Trainer
 
 WORKER = Path(__file__).parents[1] / "ranks_worker.py"
 
@@ -91,11 +86,3 @@ def test_one_rank_needs_no_launcher(monkeypatch):
     assert (ranks.rank, ranks.size) == (0, 1)
     assert ranks.any(True)
     assert not ranks.any(False)
-
-
-def test_a_basis_learned_from_batches_is_refused():
-    """It would be another one on every rank."""
-    schema = bare_schema()
-    settings = build(TrainSettings, {"operator": "podnet"})
-    with pytest.raises(ConfigError, match=r"podnet.*on one process"):
-        Trainer(settings, schema, ranks=Ranks(0, 2))
