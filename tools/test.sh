@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 readonly PYTEST=(.venv/bin/python -m pytest)
 readonly RANK_LOG=.setup/ranks.txt
 readonly RUN_LOG=.setup/runs.txt
-readonly WHOLE_RUNS=(tests/pipeline tests/cases)
+readonly WHOLE_RUNS=(tests/pipeline)
 readonly LIMIT=900  # seconds for one parallel part: a rank that hangs must not hang the machine
 
 status=0
