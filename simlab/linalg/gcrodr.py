@@ -243,7 +243,7 @@ class GCRODRState(KSPState):
     def forget(self) -> None:
         """Drop the carried part; the next cycle starts from the static space alone."""
         self.carried = self.carried[:, :0]
-        self._k, self._image_version = 0, None
+        self._k, self._mix, self._image_version = 0, None, None
 
     def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``U, C`` with ``A U = C`` for the last system: local rows."""

@@ -250,6 +250,28 @@ def test_a_preconditioner_that_gives_nan_once_costs_the_space_not_the_answer(mon
     state.destroy()
 
 
+def test_nan_from_a_preconditioner_costs_a_static_space_one_system_only(monkeypatch):
+    solver = GCRODR(restart=20, carried=0, static=6)
+    original, calls = GCRODRState._apply_pc, [0]
+
+    def faulty(self, v, z):
+        original(self, v, z)
+        calls[0] += 1
+        if calls[0] == 9:
+            z.set(np.nan)
+
+    monkeypatch.setattr(GCRODRState, "_apply_pc", faulty)
+    state = None
+    for system in sequence(3):
+        state = state or GCRODRState(system, solver, lowest(system.A, 6))
+        result, state = solver.solve(system, state)
+        assert result.report.converged
+        assert system.residual(result.x) <= 1e-8 * (1 + 1e-6)
+    assert len(state.events) == 1
+    assert state.deflated_pair()[0].shape[1] == 6
+    state.destroy()
+
+
 def test_a_preconditioner_that_always_gives_nan_is_a_breakdown(monkeypatch):
     solver = GCRODR(restart=20, carried=8)
     monkeypatch.setattr(GCRODRState, "_apply_pc", lambda self, v, z: z.set(np.nan))
