@@ -59,7 +59,7 @@ from simlab.linalg.krylov import needs_entries, preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
 from simlab.linalg.options import merged
 from simlab.linalg.pencil import StepLog, inverse_over, lowest
-from simlab.linalg.seed import Seed, seed_space
+from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
 if TYPE_CHECKING:
@@ -148,10 +148,7 @@ class DeflatedCG:
                 f"solver deflated_cg: preconditioner {self.preconditioner!r} needs the matrix's "
                 'entries, and this family is matrix-free; set solver.preconditioner = "jacobi"'
             )
-        if seed is None:
-            seed = self.seed(system)
-        static = None if seed is None else seed.columns(self.static, system)
-        return DeflatedCGState(system, self, static)
+        return DeflatedCGState(system, self, static_vectors(self.static, system, seed))
 
     def solve(
         self, system: LinearSystem, state: DeflatedCGState

@@ -37,6 +37,7 @@ from scipy.linalg import solve_triangular
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
+from simlab.linalg.arnoldi import orthogonalise
 from simlab.linalg.blocks import (
     Block,
     FixedImages,
@@ -51,7 +52,7 @@ from simlab.linalg.harmonic import handed_on
 from simlab.linalg.krylov import needs_entries, preconditioner_options
 from simlab.linalg.ksp import KSPState, Stopwatch
 from simlab.linalg.options import merged
-from simlab.linalg.seed import Seed, seed_space
+from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GCRODR", "GCRODRState"]
 
-_LOSS = 1e-12  # of orthogonality, above which a second pass is made
-_CANCELLATION = 1e-2  # norm after over before; below, the norm is not taken from Pythagoras
 _BREAKDOWN = 1e-14
 _PATIENCE = 3  # times the usual iterations that a control may take
 _N_REPAIRS = 3  # restarts after drift, breakdown or values that are not finite
@@ -159,11 +158,7 @@ class GCRODR:
         ConfigError
             When the seed is too small or not of this layout.
         """
-        if seed is None:
-            seed = self.seed(system)
-        return GCRODRState(
-            system, self, None if seed is None else seed.columns(self.static, system)
-        )
+        return GCRODRState(system, self, static_vectors(self.static, system, seed))
 
     def solve(self, system: LinearSystem, state: GCRODRState) -> tuple[SolveResult, GCRODRState]:
         """Solve one system. Collective."""
@@ -450,7 +445,7 @@ class GCRODRState(KSPState):
             done.iterations += 1
             done.operator_applies += 1
             done.pc_applies += 1
-            column, length, loss = self._orthogonalise(first, V + j + 1, loss)
+            column, length, loss = orthogonalise(Q, first, V, V + j + 1, loss, self._reduce)
             if not isfinite(length):
                 return norm, Reason.NON_FINITE
             G[: len(column), self._k + j] = column
@@ -488,47 +483,6 @@ class GCRODRState(KSPState):
                 self._renew(G[: self._k + j + 1, : self._k + j], j)
                 self._renews = self._settings.update != "first" or not self._carries
         return norm, fault
-
-    def _orthogonalise(self, first: int, last: int, loss: float) -> tuple[np.ndarray, float, float]:
-        """Free column ``last`` of [C V] from those before it. Collective.
-
-        Parameters
-        ----------
-        loss : float
-            Bound for the loss of orthogonality among those columns.
-
-        Returns
-        -------
-        h : ndarray, shape (last - first,)
-        length : float
-            What is left of the column, which is not yet normalised.
-        loss : float
-            The bound with the new column.
-        """
-        Q = self._Q.array
-        w, basis = Q[:, last], Q[:, first:last]
-        near = min(2, last - self._k_max)
-        h = np.zeros(last - first)
-        h[-near:] = self._reduce.sum(basis[:, -near:].T @ w)
-        subtract(w, basis[:, -near:], h[-near:])
-        before = 0.0
-        for _ in range(2):
-            products = self._reduce.sum(Q[:, first : last + 1].T @ w)
-            part, square = products[:-1], products[-1]
-            subtract(w, basis, part)
-            h += part
-            moved = float(part @ part)
-            rest = square - moved
-            before = before or square + float(h[-near:] @ h[-near:])
-            if rest > _CANCELLATION**2 * square:
-                length = sqrt(rest)
-                added = (loss * sqrt(moved) + _EPS * sqrt(before)) / length
-                if added <= _LOSS:
-                    return h, length, hypot(loss, 1.5 * added)
-            elif not isfinite(rest):
-                return h, rest, loss
-        length = sqrt(max(self._reduce.sum(np.array([w @ w]))[0], 0.0))
-        return h, length, max(loss, _LOSS)
 
     def _renew(self, G: np.ndarray, j: int) -> None:
         """Choose the next deflated pair from this cycle's search space. Collective."""

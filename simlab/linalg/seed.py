@@ -40,7 +40,7 @@ from simlab.linalg.system import LinearSystem
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["Seed", "seed_space"]
+__all__ = ["Seed", "seed_space", "static_vectors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +216,16 @@ def seed_space(system: LinearSystem, k: int, tol: float = 1e-6) -> Seed:
     else:
         vectors, values = KrylovSchur(system, k, tol).run()
     return Seed(vectors, values, np.asarray(A.getOwnershipRanges(), dtype=np.int64), comm)
+
+
+def static_vectors(k: int, system: LinearSystem, seed: Seed | None) -> np.ndarray | None:
+    """Return the first k vectors of a space, or of one made for this system; None for k = 0 alone.
+
+    Collective. A space that is given is checked against the system even where none of it is used.
+    """
+    if seed is None and k:
+        seed = seed_space(system, k)
+    return None if seed is None else seed.columns(k, system)
 
 
 def _by_slepc(system: LinearSystem, k: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
