@@ -120,8 +120,11 @@ class Feed:
                 self._model.ranges.include(encoding.features(condition))
 
     def _put_pending(self) -> None:
-        while self._pending and self._buffer.put(self._pending[0].row, self._pending[0].step):
-            item = self._pending.popleft()
+        while self._pending:
+            item = self._pending[0]
+            if not self._buffer.put(item.row, item.step, item.traj):
+                break
+            self._pending.popleft()
             self._log.note(f"p {item.traj} {item.step}")
 
     def _note_finished(self) -> None:
@@ -241,7 +244,7 @@ class ReplayFeed:
         row, encoding = self._stream.row(traj, step), self._model.encoding
         if step == 0:
             self._model.ranges.include(encoding.features(row[: encoding.condition_size]))
-        if not self._buffer.put(row, step):
+        if not self._buffer.put(row, step, traj):
             raise StoreError(
                 f"{self._path}: the buffer refuses step {step} of trajectory {traj}; the log is of "
                 "a training with another train.buffer, train.seed or train.batch"

@@ -50,6 +50,12 @@ class Committed:
             made[place] = self._row(self._trajs[traj], step)
         return made
 
+    def items(self, picks: np.ndarray) -> np.ndarray:
+        """Return the trajectories and steps of these numbers, shape (k, 2), int64."""
+        places, steps = np.divmod(np.asarray(picks, dtype=np.int64), self._n_times)
+        trajs = [self._trajs[place] for place in places.tolist()]
+        return np.stack([np.array(trajs, dtype=np.int64), steps], axis=1)
+
 
 class StoreSteps:
     """Rows of a store's items, one at a time.

@@ -139,6 +139,9 @@ class Committed:
         self.reads += picks.tolist()
         return np.stack([row(1000 + i) for i in picks]) if len(picks) else np.zeros((0, 2))
 
+    def items(self, picks):
+        return np.stack([1000 + picks, picks % 3], axis=1)
+
 
 @pytest.mark.parametrize("q", [0.0, 0.5, 0.8, 1.0])
 def test_replay_mixes_as_q_says(q):
@@ -154,6 +157,30 @@ def test_replay_mixes_as_q_says(q):
     assert buffer.state()["replayed"] == len(old)
     if q:
         assert chisquare(np.bincount(old, minlength=40)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_say_whose_rows_they_are(kind):
+    """Trajectory and step of every row, in their order, drawn anew or restored."""
+    buffer, restored = make(kind, capacity=12), make(kind, capacity=12)
+    assert buffer.drawn.shape == (0, 2)
+    for one in (buffer, restored):
+        one.draw_from(Committed(40))
+    for number in range(60):
+        buffer.put(row(number), number % 3, traj=number)
+        batch = buffer.get(4)
+        if batch is not None:
+            assert buffer.drawn.tolist() == [
+                [n, (n - 1000) % 3 if n >= 1000 else n % 3] for n in numbers(batch)
+            ]
+    restored.load_state_dict(buffer.state_dict())
+    assert np.array_equal(restored.drawn, buffer.drawn)
+    assert len(restored.drawn) > 0
+    batch = restored.get(3)
+    assert batch is None or restored.drawn[:, 0].tolist() == numbers(batch)
+    buffer.put(row(7), 2)
+    buffer.finish()
+    assert -1 in [traj for _ in range(50) if buffer.get(9) is not None for traj, _ in buffer.drawn]
 
 
 def test_replay_waits_for_more_than_the_buffer_holds():

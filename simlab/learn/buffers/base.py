@@ -73,6 +73,10 @@ class Archive(Protocol):
         """Return the samples of these numbers, shape (k, row_size), float32."""
         ...
 
+    def items(self, picks: np.ndarray) -> np.ndarray:
+        """Return the trajectories and steps of these numbers, shape (k, 2), int64."""
+        ...
+
 
 class Buffer:
     """Rows in one array, and who may be drawn. Base of all kinds.
@@ -81,6 +85,9 @@ class Buffer:
     ----------
     n_put, n_got : int
         Items accepted and items handed out so far.
+    drawn : ndarray of int64, shape (k, 2)
+        Trajectory and step of each row of the batch that :meth:`get` returned last; trajectory -1
+        where :meth:`put` was not told.
     """
 
     def __init__(self, capacity: int, threshold: int, row_size: int, seed: int) -> None:
@@ -89,7 +96,8 @@ class Buffer:
         self._free = list(range(capacity - 1, -1, -1))
         self._draws = np.zeros(capacity, dtype=np.int64)
         self._born = np.zeros(capacity, dtype=np.int64)
-        self._steps = np.zeros(capacity, dtype=np.int64)
+        self._items = np.zeros((capacity, 2), dtype=np.int64)
+        self.drawn = np.zeros((0, 2), dtype=np.int64)
         self._rng = generator(seed, 0, "buffer")
         self._is_finished = False
         self.n_put = self.n_got = 0
@@ -113,13 +121,13 @@ class Buffer:
         """Items that were handed out and are still held."""
         return 0
 
-    def put(self, row: np.ndarray, step: int = 0) -> bool:
+    def put(self, row: np.ndarray, step: int = 0, traj: int = -1) -> bool:
         """Copy the row of a time step in, or return False when nothing may be dropped for it."""
         slot = self._slot()
         if slot is None:
             return False
         self._rows[slot] = row
-        self._draws[slot], self._born[slot], self._steps[slot] = 0, self.n_put, step
+        self._draws[slot], self._born[slot], self._items[slot] = 0, self.n_put, (traj, step)
         self._admit(slot)
         self.n_put += 1
         return True
@@ -131,6 +139,7 @@ class Buffer:
         slots = self._draw(min(n, len(self)))
         self._draws[slots] += 1
         self.n_got += len(slots)
+        self.drawn = self._items[slots]
         return self._rows[slots]
 
     @property
@@ -205,7 +214,9 @@ class Buffer:
             "held": held.tolist(),
             "draws": self._draws[held].tolist(),
             "born": self._born[held].tolist(),
-            "steps": self._steps[held].tolist(),
+            "trajs": self._items[held, 0].tolist(),
+            "steps": self._items[held, 1].tolist(),
+            "drawn": self.drawn.tolist(),
             "free": self._free,
             "rng": _plain(self._rng.bit_generator.state),
             "is_finished": self._is_finished,
@@ -220,7 +231,9 @@ class Buffer:
         held = plain["held"]
         self._rows[held] = state["rows"]
         self._draws[held], self._born[held] = plain["draws"], plain["born"]
-        self._steps[held] = plain["steps"]
+        unknown = [-1] * len(held)  # a checkpoint from before items were known by name
+        self._items[held] = np.transpose([plain.get("trajs", unknown), plain["steps"]])
+        self.drawn = np.array(plain.get("drawn", []), dtype=np.int64).reshape(-1, 2)
         self._free = plain["free"]
         self._restore(plain["sets"])
         rng = plain["rng"]

@@ -60,7 +60,7 @@ class _Stratified(Buffer):
             return super()._slot()
         slot = self._seen.members[int(self._rng.integers(len(self._seen)))]
         self._seen.remove(slot)
-        stratum = int(self._steps[slot]) // self._width
+        stratum = int(self._items[slot, 1]) // self._width
         self._strata[stratum].remove(slot)
         if not self._strata[stratum]:
             del self._strata[stratum]
@@ -68,7 +68,7 @@ class _Stratified(Buffer):
 
     def _admit(self, slot: int) -> None:
         self._unseen.add(slot)
-        self._strata.setdefault(int(self._steps[slot]) // self._width, _Bag()).add(slot)
+        self._strata.setdefault(int(self._items[slot, 1]) // self._width, _Bag()).add(slot)
 
     def _draw(self, n: int) -> list[int]:
         bags = [self._strata[stratum].members for stratum in sorted(self._strata)]
@@ -119,10 +119,12 @@ class _Replay(ReservoirBuffer):
         if archive is None or len(archive) <= self.capacity or not self._is_ready(n):
             return super().get(n)
         n_old = int(self._rng.binomial(n, self._q))
-        old = archive.rows(self._rng.integers(len(archive), size=n_old))
+        picks = self._rng.integers(len(archive), size=n_old)
+        old, items = archive.rows(picks), archive.items(picks)
         self.n_got += n_old
         self.n_replayed += n_old
         new = super().get(n - n_old) if n_old < n else None
+        self.drawn = items if new is None else np.concatenate([self.drawn, items])
         return old if new is None else np.concatenate([new, old])
 
     def state(self) -> dict[str, Any]:
