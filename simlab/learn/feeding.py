@@ -1,7 +1,7 @@
 """From a stream to batches: what enters the buffer, when, and when a batch may be drawn.
 
     Feed         as items arrive, or in a fixed order (deterministic): then every batch is preceded
-                 by as many new items as it has rows, or by nothing before they are there
+                 by so many new items, and by nothing before they are there
     ReplayFeed   as a log of arrivals says, each item read back from where it was committed
 
 Both hold all that decides which rows come in which batch, and say so in their state.
@@ -67,7 +67,9 @@ class Feed:
         if self._is_ordered:  # each rank gathers those of its share
             self._n_pilot = -(-settings.pilot // ranks.size)
         self._stream = OrderedStream(stream, settings.lanes) if self._is_ordered else stream
-        self._at_most = settings.batch if self._is_ordered else max(64, 4 * settings.batch)
+        self._at_most = max(64, 4 * settings.batch)
+        if self._is_ordered:
+            self._at_most = settings.fresh or settings.batch
         self._pending: deque[Item] = deque()
         self.is_scaled = self.has_ended = self._is_starved = False
         self.pilot: Statistics | None = None
@@ -102,10 +104,18 @@ class Feed:
         """Return a batch of at most ``n`` rows, or None when data have to arrive first."""
         if not self.is_scaled or self._is_starved:
             return None
-        mean_repeats = self._buffer.n_got / max(self._buffer.n_put, 1)
-        if mean_repeats >= self._settings.max_repeats and not self.has_ended:
+        if not self.has_ended and self._is_ahead():
             return None
         return self._buffer.get(n)
+
+    def _is_ahead(self) -> bool:
+        """Return whether more was drawn already than what has arrived allows."""
+        settings, put, got = self._settings, self._buffer.n_put, self._buffer.n_got
+        if got >= settings.max_repeats * max(put, 1):
+            return True
+        return not self._is_ordered and put * settings.batch < settings.fresh * (
+            got + settings.batch
+        )
 
     def rate(self, planned: float) -> float:
         """Return the learning rate of the batch just drawn; the planned one, and note it."""

@@ -40,12 +40,16 @@ class TrainSettings:
         and returned; shorter at the start. 0: the weights themselves.
     mode : {"live", "deterministic", "replay"}
         Items in the order of their arrival; or in turn from ``lanes`` trajectories, each batch
-        after as many new items as it has rows, so that the weights do not depend on how fast
-        anybody is; or as the file ``arrivals``, left by a training beside its model, says.
+        after ``fresh`` new ones, so that the weights do not depend on how fast anybody is; or as
+        the file ``arrivals``, left by a training beside its model, says.
     lanes : int
         Trajectories in turn, for deterministic training.
     arrivals : str, optional
         For replay: all other settings must be those of the training that left the file.
+    fresh : int
+        New items for every batch, while there are any to come: live training waits for them,
+        deterministic training takes so many and no more. 0: live training does not wait,
+        deterministic training takes as many as a batch has rows.
     max_repeats : float
         While samples still arrive, training waits rather than draw each of those that are there
         more often than this on average.
@@ -76,6 +80,7 @@ class TrainSettings:
     mode: Literal["live", "deterministic", "replay"] = "live"
     lanes: int = Field(8, ge=1)
     arrivals: str | None = None
+    fresh: int = Field(0, ge=0)
     max_repeats: float = Field(32.0, ge=1)
     pilot: int = Field(16, ge=1)
     seed: int = Field(19937, ge=0)

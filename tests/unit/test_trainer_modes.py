@@ -255,3 +255,35 @@ def test_a_missing_log_says_so(tmp_path):
     settings = settings_with(mode="replay", arrivals=str(tmp_path / "none.log"))
     with pytest.raises(StoreError, match=r"none.log: the log of arrivals cannot be read"):
         Trainer(settings, SCHEMA).run(MemoryStream(DATA, SCHEMA, 4))
+
+
+def puts_before_batches(path):
+    """Return how many items had entered the buffer before each batch."""
+    n, found = 0, []
+    for line in path.read_text().splitlines():
+        n += line.startswith("p ")
+        if line.startswith("b "):
+            found.append(n)
+    return np.array(found)
+
+
+def test_deterministic_training_takes_fresh_items_and_no_more(tmp_path):
+    settings = settings_with(mode="deterministic", fresh=1, n_batches=60)
+    trainer = Trainer(settings, SCHEMA, tmp_path / "model")
+    trainer.run(FollowedStream(finished(tmp_path / "store").path))
+    steps = np.diff(puts_before_batches(tmp_path / "model" / ARRIVALS))
+    assert steps.max() == 1 and np.count_nonzero(steps) > 40
+
+
+@pytest.mark.parametrize("fresh", [0, 3])
+def test_live_training_waits_for_fresh_items(fresh, tmp_path):
+    store = SnapshotStore.create(tmp_path / "store", SCHEMA, n=N, seed=515)
+    producer = threading.Thread(target=write_all, args=(store, list(range(N)), 0.02))
+    n_batches = 25  # three for each are fewer items than there are
+    trainer = Trainer(settings_with(fresh=fresh, n_batches=n_batches), SCHEMA, tmp_path / "model")
+    producer.start()
+    trainer.run(FollowedStream(store.path))
+    producer.join()
+    puts = puts_before_batches(tmp_path / "model" / ARRIVALS)
+    assert len(puts) == n_batches
+    assert (puts >= 3 * np.arange(1, n_batches + 1)).all() == bool(fresh)  # else it runs ahead
