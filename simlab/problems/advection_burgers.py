@@ -120,6 +120,7 @@ class AdvectionBurgers(AtRoot):
             parameters=dict.fromkeys((*self._ranges, *self._force.box.names), "1"),
             constants={n: value for n, value in given.items() if not isinstance(value, tuple)},
             boundaries=(Boundary("x", "periodic"),),
+            initial={"u": "u0"},
         )
 
     def solution(self, mu: Sample) -> Iterator[dict[str, np.ndarray]]:

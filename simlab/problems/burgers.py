@@ -87,6 +87,7 @@ class Burgers(AtRoot):
             times=tuple(float(round(self.dt * k, 12)) for k in range(1, self.n_steps + 1)),
             constants={"viscosity": self.viscosity, "dt": self.dt},
             boundaries=(Boundary("x", "periodic"),),
+            initial={"u": "u0"},
         )
 
     def solution(self, mu: Sample) -> Iterator[dict[str, np.ndarray]]:

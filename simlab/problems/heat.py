@@ -98,6 +98,7 @@ class Heat:
             parameters=dict.fromkeys(self.space.names, "K"),
             constants={"diffusivity": self.diffusivity, "dt": self.dt},
             boundaries=tuple(Boundary(axis.name, "wall") for axis in axes),
+            initial={"u": "initial"},
         )
 
     @cached_property

@@ -96,6 +96,7 @@ class Lorenz(AtRoot):
             times=tuple(float(round(self.dt * k, 12)) for k in range(1, self.n_steps + 1)),
             parameters=dict.fromkeys(self.space.names, "1"),
             constants={"dt": self.dt},
+            initial={"u": tuple(f"{name}_0" for name in _STATE)},
         )
 
     def solution(self, mu: Sample) -> Iterator[dict[str, np.ndarray]]:

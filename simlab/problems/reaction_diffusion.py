@@ -179,6 +179,7 @@ class ReactionDiffusion:
             parameters={"eps": "1", "kappa": "1"},
             constants={"diffusivity": self.diffusivity, "gamma": self.gamma, "dt": self.dt},
             boundaries=tuple(Boundary(axis.name, "wall") for axis in axes),
+            initial={"u": "u0", "v": 0.0},
         )
 
     @cached_property

@@ -28,10 +28,11 @@ _IDENTITY = ("n", "seed", "split", "spec", "mesh", "config", "storage")
 def identity(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what two descriptions must share to be the same campaign.
 
-    Statements about resampling, which stores made before do not have, do not count.
+    Statements about resampling and initial states, which stores made before do not have, do not
+    count.
     """
     found = {key: content.get(key) for key in _IDENTITY}
-    spec = dict(content["spec"])
+    spec = {key: value for key, value in content["spec"].items() if key != "initial"}
     spec["fields"] = [
         {key: value for key, value in item.items() if key != "resampling"}
         for item in spec["fields"]

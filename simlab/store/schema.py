@@ -106,6 +106,10 @@ class Schema:
     boundaries : tuple of Boundary
     mesh : Mesh, optional
         When fields live on vertices; the grid fields are then resampled from it.
+    initial : mapping of str to str, float or tuple of str
+        Where the state one step before the first stored one is found, for every output that has
+        such a state: the name of an input field of the same order, or of a parameter that holds
+        everywhere; names of parameters, one per grid point; or a number that holds everywhere.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Schema:
     constants: Mapping[str, float] = field(default_factory=dict)
     boundaries: tuple[Boundary, ...] = ()
     mesh: Mesh | None = None
+    initial: Mapping[str, str | float | tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.fields]
@@ -139,6 +144,24 @@ class Schema:
             raise SchemaError(f"schema {self.name}: fields on vertices need a mesh")
         for spec in self.fields:
             self._check_resampling(spec)
+        for name, source in self.initial.items():
+            self._check_initial(name, source)
+
+    def _check_initial(self, name: str, source: str | float | tuple[str, ...]) -> None:
+        found = {spec.name: spec for spec in self.fields}
+        spec = found.get(name)
+        is_known = spec is not None and (spec.role, spec.location) == ("output", "grid")
+        if isinstance(source, tuple):
+            is_known &= len(source) == math.prod(self.shape) and set(source) <= set(self.parameters)
+        elif isinstance(source, str) and source not in self.parameters:
+            given = found.get(source)
+            is_known &= given is not None and given.role == "input" and given.order == spec.order
+        if not is_known:
+            raise SchemaError(
+                f"schema {self.name}: initial = {{{name!r}: {source!r}}}: expected an output on "
+                "the grid, and an input field of its order, a parameter, one parameter per grid "
+                "point, or a number"
+            )
 
     def _check_resampling(self, spec: FieldSpec) -> None:
         said = spec.resampling
@@ -224,6 +247,8 @@ class Schema:
                 "points": self.mesh.points.tolist(),
                 "cells": {kind: cells.tolist() for kind, cells in self.mesh.cells.items()},
             }
+        if self.initial:  # stores made before do not have it
+            plain["initial"] = dict(self.initial)
         return plain | {"times": list(self.times), "parameters": dict(self.parameters)}
 
     @classmethod
@@ -243,6 +268,10 @@ class Schema:
                 np.asarray(mesh["points"], dtype=np.float64),
                 {kind: np.asarray(cells, dtype=np.int64) for kind, cells in mesh["cells"].items()},
             ),
+            initial={
+                name: tuple(source) if isinstance(source, list) else source
+                for name, source in plain.get("initial", {}).items()
+            },
         )
 
 
