@@ -23,6 +23,9 @@ class TrainSettings:
     ----------
     operator, buffer : kind or table
         The network, and the buffer between the stream of samples and the training loop.
+    ahead : int
+        0: the network gives the state at any time from the sample. m: it gives the next m stored
+        states from the one before them, and predicts a trajectory by going on from its own answer.
     n_batches, max_seconds : int, float
         The budget: training ends when either is used up. The learning rate follows the share used,
         so that it has come down by then. Seconds count from the first batch, waiting included.
@@ -69,6 +72,7 @@ class TrainSettings:
     buffer: Annotated[BufferSettings, buffers.field] = Field(
         default="reservoir", validate_default=True
     )
+    ahead: int = Field(0, ge=0)
     n_batches: int = Field(2000, ge=1)
     max_seconds: float | None = Field(None, gt=0)
     batch: int = Field(8, ge=1)
