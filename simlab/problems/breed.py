@@ -8,7 +8,8 @@ coordinates of the unit box, generation ``g`` draws
                                 N(theta_i, s_k^2 I), s_k^2 = shrink^k sigma^2, k = 0, 1, ...
                                 until a try lies in the box; after ``tries`` of them a uniform point
 
-    Q_i = mean over the run's steps of d,    d = max(0, (loss - mean of batch) / deviation of batch)
+    Q_i = mean over what was learned from of the run of d,
+          d = max(0, (loss - mean of batch) / deviation of batch)
 
 and ``r_g`` rises from ``share[0]`` to ``share[1]`` over ``ramp`` generations. A child that never
 lands in the box is uniform here, not a copy of its parent as in the paper: so every generation has
@@ -23,36 +24,43 @@ clipped at ``clip``. A loss weighted by ``w`` and divided by the batch's mean we
 uniform law's. When few effective samples are left, ``(sum w)^2 / (n sum w^2) < least_ess``, the
 next generation is uniform.
 
-A draw is a function of the seed, its id and the generations, which :meth:`Breeder.state` keeps.
-Cost: weighing ``n`` points takes ``n`` times parents times tries operations per generation.
+A draw is a function of the seed, its id and its generation, and a generation is what it says of
+itself; generation 0 is uniform, and its draws are those of a campaign without a sampler. Which
+generation a draw is of depends on when it was made, so somebody has to write that down
+(:mod:`.generations`). Cost: weighing ``n`` points takes ``n`` times parents times tries operations
+per generation, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import pi
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from simlab.core.config import settings
 from simlab.core.errors import ConfigError
 from simlab.core.samples import generator
+from simlab.problems.samplers import Bounds, Uniform, samplers
 
-__all__ = ["Breed", "Breeder", "Fitness"]
+__all__ = ["Breed", "Breeder", "Fitness", "Generation", "effective_share"]
 
 Share = Annotated[float, Ge(0), Lt(1)]
 
 
-@settings
+@samplers.register("breed")
 class Breed:
-    """Settings of active sampling; the defaults are the paper's public preset.
+    """Settings of active sampling; most defaults are the paper's public preset.
 
     Attributes
     ----------
+    period : int
+        Finished training runs from one generation to the next.
+    reweight : bool
+        Whether the loss estimates that of the uniform law; else that of the draws.
     sigma : float
         Standard deviation of children, relative to the parameters' ranges.
     shrink : float
@@ -73,6 +81,8 @@ class Breed:
         Effective share of samples below which the next generation is uniform.
     """
 
+    period: PositiveInt = 50
+    reweight: bool = True
     sigma: PositiveFloat = 0.1
     shrink: Annotated[float, Gt(0), Lt(1)] = 0.3
     tries: PositiveInt = 5
@@ -83,11 +93,17 @@ class Breed:
     clip: Annotated[float, Ge(1)] = 5.0
     least_ess: Annotated[float, Ge(0), Lt(1)] = 0.2
 
+    kind: ClassVar[str]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.share[0] > self.share[1]:
             raise ConfigError(f"share: expected first <= last, found {self.share}")
         return self
+
+    def draw(self, bounds: Bounds, n: int, seed: int, start: int = 0) -> np.ndarray:
+        """Return uniform points: those of held-out splits, and of all before anything is known."""
+        return Uniform().draw(bounds, n, seed, start)
 
     def share_of(self, generation: int) -> float:
         """Return ``r_g`` of bred generation 0, 1, ..."""
@@ -99,39 +115,72 @@ class Fitness:
     """What training says of runs: how far their losses lay above those of their batches."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, float] = {}
+        self._sums: dict[int, float] = {}  # in the order in which runs were first learned from
         self._counts: dict[int, int] = {}
+        self._seen: dict[int, int] = {}  # bit s: step s
 
-    def add(self, ids: Sequence[int] | np.ndarray, losses: np.ndarray) -> None:
-        """Take in one batch: the run of every item, and its loss, shape (B,)."""
+    def add(self, items: np.ndarray, losses: np.ndarray) -> None:
+        """Take in one batch: run and step of every item, shape (B, 2), and its loss, (B,)."""
         losses = np.asarray(losses, dtype=float)
         spread = losses.std()
         above = np.maximum(losses - losses.mean(), 0.0) / (spread if spread > 0 else 1.0)
-        for index, excess in zip(np.asarray(ids).tolist(), above.tolist(), strict=True):
-            self._sums[index] = self._sums.get(index, 0.0) + excess
-            self._counts[index] = self._counts.get(index, 0) + 1
+        for (run, step), excess in zip(np.asarray(items).tolist(), above.tolist(), strict=True):
+            self._sums[run] = self._sums.get(run, 0.0) + excess
+            self._counts[run] = self._counts.get(run, 0) + 1
+            self._seen[run] = self._seen.get(run, 0) | 1 << step
 
-    def candidates(self, settings: Breed, n_steps: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and fitness of the latest runs seen often enough, by id, each shape (n,)."""
-        least = settings.seen * n_steps
-        ids = sorted(index for index, count in self._counts.items() if count >= least)
-        ids = ids[-settings.window :]
-        values = [self._sums[index] / self._counts[index] for index in ids]
-        return np.array(ids, dtype=np.int64), np.array(values)
+    def candidates(self, breed: Breed, n_steps: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and fitness of the latest runs seen enough of, each shape (n,)."""
+        least = breed.seen * n_steps
+        runs = [run for run, steps in self._seen.items() if steps.bit_count() >= least]
+        runs = runs[-breed.window :]
+        values = [self._sums[run] / self._counts[run] for run in runs]
+        return np.array(runs, dtype=np.int64), np.array(values)
+
+    def state(self) -> list[tuple[int, float, int, int]]:
+        """Return plain values from which :meth:`restore` makes the same."""
+        return [(run, self._sums[run], self._counts[run], self._seen[run]) for run in self._sums]
+
+    def restore(self, state: Sequence[Sequence[Any]]) -> None:
+        """Go back to a state that was kept."""
+        self._sums = {int(run): float(total) for run, total, _, _ in state}
+        self._counts = {int(run): int(count) for run, _, count, _ in state}
+        self._seen = {int(run): int(seen) for run, _, _, seen in state}
 
 
 @dataclass(frozen=True, eq=False)
-class _Generation:
-    """Draws ``first`` and later: parents in the unit box (n, d), their shares, the bred share."""
+class Generation:
+    """One law of drawing; uniform by default.
 
-    first: int
-    parents: np.ndarray
-    shares: np.ndarray
-    bred: float
+    Attributes
+    ----------
+    parents : ndarray, shape (m, d)
+        In the unit box; none when it is uniform because nothing is known, or too much was bred.
+    shares : ndarray, shape (m,)
+        With which each is chosen; they add up to 1.
+    bred : float
+        Bred share ``r_g``.
+    """
+
+    parents: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    bred: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values that say all of it, bit for bit."""
+        parents, shares = self.parents.tolist(), self.shares.tolist()
+        return {"parents": parents, "shares": shares, "bred": self.bred}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Generation:
+        """Undo :meth:`to_json`."""
+        shares = np.array(kept["shares"], dtype=float)
+        parents = np.array(kept["parents"], dtype=float).reshape(len(shares), -1)
+        return cls(parents, shares, float(kept["bred"]))
 
 
 class Breeder:
-    """Draws of all generations, and their weights.
+    """Draws of all generations, and the weights of those that are on record.
 
     Parameters
     ----------
@@ -143,145 +192,171 @@ class Breeder:
     Examples
     --------
     >>> breeder = Breeder(Breed(share=(0.5, 0.7)), {"k": (0.0, 2.0)}, seed=311)
-    >>> points = breeder.draw(20)
-    >>> breeder.evolve(20, [7, 9], [1.0, 3.0])
-    >>> bool((breeder.weights(breeder.draw(40), 40) <= 5.0).all()), breeder.bred_share
-    (True, 0.5)
+    >>> breeder.record(dict.fromkeys(range(20), 0))
+    >>> new = breeder.evolve([7, 9], [1.0, 3.0])
+    >>> points = breeder.draw(range(20, 60), breeder.newest)
+    >>> breeder.record(dict.fromkeys(range(20, 60), breeder.newest))
+    >>> bool((breeder.weights(range(60)) <= 5.0).all()), new.bred, points.shape
+    (True, 0.5, (40, 1))
     """
 
-    def __init__(self, breed: Breed, bounds: Mapping[str, tuple[float, float]], seed: int) -> None:
-        self.breed, self.seed = breed, seed
+    def __init__(self, breed: Breed, bounds: Bounds, seed: int) -> None:
+        self.breed, self.seed, self._bounds = breed, seed, dict(bounds)
         self._low, self._high = np.array(list(bounds.values()), dtype=float).T
         if not np.all(self._low < self._high):
             raise ConfigError("bounds: active sampling needs low < high for every parameter")
-        self._n_bred = 0
-        none = np.zeros((0, len(self._low)))
-        self._generations = [_Generation(0, none, none[:, 0], 0.0)]
+        self._generations = [Generation()]
+        self._place: dict[int, int] = {}
+        self._of = np.zeros(0, dtype=np.int64)  # generation of every draw on record
+        self._points = np.zeros((0, len(self._low)))  # in the unit box
+        self._densities = np.zeros((0, 1))  # under every generation
 
     @property
-    def bred_share(self) -> float:
-        """Bred share of the latest generation."""
-        return self._generations[-1].bred
+    def newest(self) -> int:
+        """Number of the latest generation."""
+        return len(self._generations) - 1
 
-    def draw(self, n: int, start: int = 0) -> np.ndarray:
-        """Return the points ``start .. start + n - 1``, shape (n, d)."""
-        points = np.array([self._point(index) for index in range(start, start + n)])
-        return self._low + (self._high - self._low) * points.reshape(n, -1)
+    @property
+    def n_drawn(self) -> int:
+        """Draws on record."""
+        return len(self._of)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of every generation in the draws on record, shape (generations,)."""
+        return np.bincount(self._of, minlength=len(self._generations)) / max(self.n_drawn, 1)
+
+    def generation(self, number: int) -> Generation:
+        """Return a generation; number 0 is uniform."""
+        return self._generations[number]
+
+    def add(self, generation: Generation) -> None:
+        """Take over a generation that somebody made: it is the newest now."""
+        self._generations.append(generation)
+        column = _density(self.breed, generation, self._points)
+        self._densities = np.column_stack([self._densities, column])
+
+    def draw(self, ids: Sequence[int] | np.ndarray | range, generation: Any) -> np.ndarray:
+        """Return points, shape (n, d); ``generation`` is a number, or one for each id."""
+        numbers = np.broadcast_to(np.asarray(generation, dtype=np.int64), len(ids))
+        points = [self._point(int(i), int(g)) for i, g in zip(ids, numbers, strict=True)]
+        return np.array(points).reshape(len(ids), -1)
+
+    def record(self, drawn: Mapping[int, int]) -> None:
+        """Note of which generation draws are, by id; ids that are known already are left out."""
+        new = {run: number for run, number in drawn.items() if run not in self._place}
+        if not new:
+            return
+        unit = self._unit(self.draw(list(new), list(new.values())))
+        rows = [_density(self.breed, generation, unit) for generation in self._generations]
+        self._place |= {run: self.n_drawn + k for k, run in enumerate(new)}
+        self._of = np.concatenate([self._of, np.array(list(new.values()), dtype=np.int64)])
+        self._points = np.concatenate([self._points, unit])
+        self._densities = np.concatenate([self._densities, np.column_stack(rows)])
+
+    def generations_of(self, ids: Sequence[int] | np.ndarray | range) -> np.ndarray:
+        """Return the generations of draws on record, -1 for others, shape (n,)."""
+        numbers = [
+            self._of[self._place[run]] if run in self._place else -1 for run in map(int, ids)
+        ]
+        return np.array(numbers, dtype=np.int64)
+
+    def weights(
+        self, ids: Sequence[int] | np.ndarray | range, shares: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return ``min(1 / q, clip)`` of draws on record, shape (n,); 1 for others.
+
+        Parameters
+        ----------
+        ids : sequence of int
+        shares : ndarray, shape (generations,), optional
+            Of the mixture that they stand for; that of the record when left out.
+        """
+        shares = self.shares if shares is None else shares
+        places = np.array([self._place.get(run, -1) for run in map(int, ids)], dtype=np.int64)
+        q = np.ones(len(places))
+        known = places >= 0
+        q[known] = self._densities[places[known]] @ shares
+        return np.asarray(np.minimum(1.0 / q, self.breed.clip))
+
+    def density(self, points: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+        """Return ``q`` of any points relative to the uniform law's density, shape (n,)."""
+        shares, unit = self.shares if shares is None else shares, self._unit(points)
+        parts = [
+            share * _density(self.breed, generation, unit)
+            for share, generation in zip(shares, self._generations, strict=True)
+        ]
+        return np.asarray(sum(parts))
+
+    def effective_share(self) -> float:
+        """Return ``(sum w)^2 / (n sum w^2)`` over the draws on record: 1 for uniform ones."""
+        if not self.n_drawn:
+            return 1.0
+        return effective_share(self.weights(list(self._place)))
 
     def evolve(
-        self, n_drawn: int, ids: Sequence[int] | np.ndarray, fitness: Sequence[float] | np.ndarray
-    ) -> None:
-        """Begin the next generation with draw ``n_drawn``.
+        self, ids: Sequence[int] | np.ndarray, fitness: Sequence[float] | np.ndarray
+    ) -> Generation:
+        """Make and return the next generation, the newest from now on.
 
         Parameters
         ----------
-        n_drawn : int
-            Draws so far; they stay as they are.
         ids, fitness : sequence of int, of float
             Runs that may be parents, and their fitness, as :meth:`Fitness.candidates` gives them.
+            Runs that are not on record are left out.
         """
-        if n_drawn <= self._generations[-1].first:
-            raise ValueError(
-                f"a generation needs a draw: {n_drawn} draws, the latest began with draw "
-                f"{self._generations[-1].first}"
-            )
-        fitness = np.asarray(fitness, dtype=float)
-        total = float(fitness.sum()) if len(fitness) else 0.0
-        bred, parents = 0.0, np.zeros((0, len(self._low)))
-        shares = np.zeros(0)
-        if total > 0 and self.effective_share(n_drawn) >= self.breed.least_ess:
-            kept = fitness > 0
-            parents = np.array([self._point(int(index)) for index in np.asarray(ids)[kept]])
-            shares = fitness[kept] / total
-            bred = self.breed.share_of(self._n_bred)
-            self._n_bred += 1
-        self._generations.append(_Generation(n_drawn, parents, shares, bred))
+        values = np.where(self.generations_of(ids) < 0, 0.0, np.asarray(fitness, dtype=float))
+        total = float(values.sum())
+        made = Generation()
+        if total > 0 and self.effective_share() >= self.breed.least_ess:
+            kept = [self._place[int(run)] for run, value in zip(ids, values, strict=True) if value]
+            n_bred = sum(len(generation.shares) > 0 for generation in self._generations)
+            share = self.breed.share_of(n_bred)
+            made = Generation(self._points[kept], values[values > 0] / total, share)
+        self.add(made)
+        return made
 
-    def weights(self, points: np.ndarray, n_drawn: int) -> np.ndarray:
-        """Return ``min(1 / q, clip)`` of points, shape (n,).
+    def _unit(self, points: np.ndarray) -> np.ndarray:
+        return np.asarray((np.asarray(points, dtype=float) - self._low) / (self._high - self._low))
 
-        Parameters
-        ----------
-        points : ndarray, shape (n, d)
-        n_drawn : int
-            Draws so far, the first ones by id: what the mixture stands for. At least 1.
-        """
-        return np.minimum(1.0 / self.density(points, n_drawn), self.breed.clip)
-
-    def density(self, points: np.ndarray, n_drawn: int) -> np.ndarray:
-        """Return ``q`` relative to the uniform law's density, shape (n,)."""
-        unit = (np.asarray(points, dtype=float) - self._low) / (self._high - self._low)
-        firsts = [generation.first for generation in self._generations]
-        counts = np.diff(np.minimum([*firsts, n_drawn], n_drawn))
-        parts = [
-            count * self._density(generation, unit)
-            for count, generation in zip(counts, self._generations, strict=True)
-            if count
-        ]
-        return np.asarray(sum(parts) / n_drawn)
-
-    def effective_share(self, n_drawn: int) -> float:
-        """Return ``(sum w)^2 / (n sum w^2)`` over the first draws: 1 for uniform ones."""
-        w = self.weights(self.draw(n_drawn), n_drawn)
-        return float(w.sum() ** 2 / (n_drawn * (w**2).sum()))
-
-    def state(self) -> dict[str, Any]:
-        """Return plain values from which :meth:`restore` makes the same draws."""
-        generations = [
-            {
-                "first": generation.first,
-                "parents": generation.parents.tolist(),
-                "shares": generation.shares.tolist(),
-                "bred": generation.bred,
-            }
-            for generation in self._generations
-        ]
-        return {"seed": self.seed, "n_bred": self._n_bred, "generations": generations}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to a state that was kept."""
-        self.seed, self._n_bred = int(state["seed"]), int(state["n_bred"])
-        self._generations = [
-            _Generation(
-                int(kept["first"]),
-                np.array(kept["parents"], dtype=float).reshape(-1, len(self._low)),
-                np.array(kept["shares"], dtype=float),
-                float(kept["bred"]),
-            )
-            for kept in state["generations"]
-        ]
-
-    def _point(self, index: int) -> np.ndarray:
-        """Return one draw in the unit box."""
-        generation = next(g for g in reversed(self._generations) if g.first <= index)
+    def _point(self, index: int, number: int) -> np.ndarray:
+        """Return one draw, shape (d,)."""
+        generation = self._generations[number]
         random = generator(self.seed, index, "breed")
         if random.random() < generation.bred:
             chosen = random.choice(len(generation.shares), p=generation.shares)
             parent = generation.parents[chosen]
-            for deviation in self._deviations():
+            for deviation in _deviations(self.breed):
                 child = parent + deviation * random.standard_normal(len(parent))
                 if np.all((child >= 0) & (child <= 1)):
-                    return np.asarray(child)
-        return random.random(len(self._low))
+                    made = self._low + (self._high - self._low) * child
+                    return np.clip(made, self._low, self._high)
+        uniform: np.ndarray = Uniform().draw(self._bounds, 1, self.seed, index)[0]
+        return uniform
 
-    def _deviations(self) -> np.ndarray:
-        return np.asarray(
-            self.breed.sigma * np.sqrt(self.breed.shrink) ** np.arange(self.breed.tries)
-        )
 
-    def _density(self, generation: _Generation, unit: np.ndarray) -> np.ndarray:
-        """Return ``q_g`` at points of the unit box, shape (n,)."""
-        if not generation.bred:
-            return np.ones(len(unit))
-        from scipy.special import ndtr
+def effective_share(w: np.ndarray) -> float:
+    """Return ``(sum w)^2 / (n sum w^2)`` of weights: 1 when they are equal."""
+    return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
 
-        parents, d = generation.parents, unit.shape[1]
-        square = (unit**2).sum(1)[:, None] + (parents**2).sum(1)[None] - 2.0 * unit @ parents.T
-        children = np.zeros(len(unit))
-        still_out = generation.shares.copy()  # share of every parent, and no try in the box yet
-        for s in self._deviations():
-            bell = np.exp(-0.5 * np.maximum(square, 0.0) / s**2) / (2 * pi * s**2) ** (d / 2)
-            children += bell @ still_out
-            inside = (ndtr((1.0 - parents) / s) - ndtr(-parents / s)).prod(1)
-            still_out *= 1.0 - inside
-        return 1.0 - generation.bred + generation.bred * (children + still_out.sum())
+
+def _deviations(breed: Breed) -> np.ndarray:
+    return np.asarray(breed.sigma * np.sqrt(breed.shrink) ** np.arange(breed.tries))
+
+
+def _density(breed: Breed, generation: Generation, unit: np.ndarray) -> np.ndarray:
+    """Return ``q_g`` at points of the unit box, shape (n,)."""
+    if not generation.bred or not len(unit):
+        return np.ones(len(unit))
+    from scipy.special import ndtr  # here, since describing a case should not load it
+
+    parents, d = generation.parents, unit.shape[1]
+    square = (unit**2).sum(1)[:, None] + (parents**2).sum(1)[None] - 2.0 * unit @ parents.T
+    children = np.zeros(len(unit))
+    still_out = generation.shares.copy()  # share of every parent, and no try in the box yet
+    for s in _deviations(breed):
+        bell = np.exp(-0.5 * np.maximum(square, 0.0) / s**2) / (2 * pi * s**2) ** (d / 2)
+        children += bell @ still_out
+        inside = (ndtr((1.0 - parents) / s) - ndtr(-parents / s)).prod(1)
+        still_out *= 1.0 - inside
+    return 1.0 - generation.bred + generation.bred * (children + still_out.sum())

@@ -5,6 +5,7 @@
     halton     scrambled Halton sequence; any N
     lhs        Latin hypercube: N points, one in each of N slices of every axis
     list       your own points, from a file
+    breed      uniform first, then near what a training found hard (:mod:`.breed`)
 
 Point ``i`` is a function of the seed, ``i``, the names of the parameters and the sampler's own
 settings, so a resumed campaign draws the same points on any number of ranks. That is why ``lhs``
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -31,7 +33,17 @@ from simlab.core.samples import generator
 if TYPE_CHECKING:
     from scipy.stats.qmc import QMCEngine
 
-__all__ = ["LHS", "Halton", "Listed", "Sampler", "Sobol", "Uniform", "samplers"]
+__all__ = [
+    "LHS",
+    "Bounds",
+    "Given",
+    "Halton",
+    "Listed",
+    "Sampler",
+    "Sobol",
+    "Uniform",
+    "samplers",
+]
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -49,7 +61,7 @@ class Sampler(Protocol):
         ...
 
 
-samplers: Registry[Sampler] = Registry("sampler", "simlab.problems.samplers", "simlab.samplers")
+samplers: Registry[Sampler] = Registry("sampler", "simlab.problems", "simlab.samplers")
 
 
 @samplers.register("uniform")
@@ -193,6 +205,24 @@ class Listed:
                 f"asked for; there are enough for n = {max(len(points) - self.start, 0)} samples"
             )
         return points[first : first + n].copy()
+
+
+@dataclass(frozen=True)
+class Given:
+    """One point that somebody has chosen, whatever the id. Not for case files.
+
+    Attributes
+    ----------
+    point : mapping of str to float
+        By name of the parameter; may hold others as well.
+    """
+
+    point: Mapping[str, float]
+    kind: ClassVar[str] = "given"
+
+    def draw(self, bounds: Bounds, n: int, seed: int, start: int = 0) -> np.ndarray:
+        """Return the point ``n`` times."""
+        return np.tile([float(self.point[name]) for name in bounds], (n, 1))
 
 
 def _edges(bounds: Bounds) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,8 @@ import pytest
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 
 from simlab.core.errors import ConfigError
-from simlab.problems.breed import Breed, Breeder, Fitness
+from simlab.problems.breed import Breed, Breeder, Fitness, Generation
+from simlab.problems.samplers import Uniform
 
 BOUNDS = {"a": (100.0, 500.0), "b": (-1.0, 3.0)}
 SEED = 23053
@@ -19,11 +20,18 @@ def scaled(points):
     return (points - [100.0, -1.0]) / [400.0, 4.0]
 
 
+def started(breed, n, seed=SEED):
+    """A breeder that has drawn ``n`` uniform points."""
+    breeder = Breeder(breed, BOUNDS, seed)
+    breeder.record(dict.fromkeys(range(n), 0))
+    return breeder
+
+
 def bred(share=0.7, sigma=0.15, n=300, **settings):
     """A breeder in its first bred generation, whose parents lie at the corner of the box."""
-    breeder = Breeder(Breed(share=(share, share), sigma=sigma, **settings), BOUNDS, SEED)
-    corner = np.flatnonzero((scaled(breeder.draw(n)) < 0.25).all(axis=1))
-    breeder.evolve(n, corner, 1.0 + np.arange(len(corner)))
+    breeder = started(Breed(share=(share, share), sigma=sigma, **settings), n)
+    corner = np.flatnonzero((scaled(breeder.draw(range(n), 0)) < 0.25).all(axis=1))
+    breeder.evolve(corner, 1.0 + np.arange(len(corner)))
     return breeder
 
 
@@ -35,14 +43,12 @@ def centres(n):
 
 @pytest.mark.parametrize("sigma", [0.05, 0.15, 2.0])
 def test_the_density_is_that_of_the_draws(sigma):
-    n, first = 12_000, 300
+    n = 12_000
     breeder = bred(sigma=sigma, tries=3)
-    # the latest generation alone: q of the mixture, without the uniform draws before it
-    cells = centres(200)
-    latest = breeder.density(cells, first + n) * (first + n) - first
-    expected = latest.reshape(8, 25, 8, 25).sum((1, 3)) / 200**2
+    expected = n * breeder.density(centres(200), np.array([0.0, 1.0])) / 200**2
+    expected = expected.reshape(8, 25, 8, 25).sum((1, 3))
     assert expected.sum() == pytest.approx(n, rel=2e-3)
-    places = np.floor(scaled(breeder.draw(n, first)) * 8).astype(int)
+    places = np.floor(scaled(breeder.draw(range(300, 300 + n), 1)) * 8).astype(int)
     found = np.zeros((8, 8))
     np.add.at(found, tuple(places.T), 1)
     chi_square = ((found - expected) ** 2 / expected).sum()
@@ -51,8 +57,10 @@ def test_the_density_is_that_of_the_draws(sigma):
 
 def test_weighted_means_are_those_of_the_uniform_law():
     breeder, n = bred(clip=1e6), 20_000
-    points = breeder.draw(n)
-    w = breeder.weights(points, n)
+    breeder.record(dict.fromkeys(range(300, n), 1))
+    points = breeder.draw(range(n), breeder.generations_of(range(n)))
+    w = breeder.weights(range(n))
+    np.testing.assert_allclose(w, 1 / breeder.density(points), rtol=1e-12)
     assert w.mean() == pytest.approx(1.0, abs=4 * w.std() / np.sqrt(n))
     for f in (scaled(points)[:, 0], np.cos(3 * scaled(points)).prod(1)):
         exact = 0.5 if f.min() >= 0 else (np.sin(3) / 3) ** 2
@@ -61,66 +69,77 @@ def test_weighted_means_are_those_of_the_uniform_law():
         assert error < 0.2 * abs(f.mean() - exact)
 
 
-def test_draws_depend_on_seed_id_and_state_only():
+def test_draws_depend_on_seed_id_and_generation_only():
     breeder = bred()
-    together = breeder.draw(700)
-    np.testing.assert_array_equal(breeder.draw(13, 250), together[250:263])
-    np.testing.assert_array_equal(breeder.draw(300), Breeder(Breed(), BOUNDS, SEED).draw(300))
-    state = json.loads(json.dumps(breeder.state()))
-    other = Breeder(breeder.breed, BOUNDS, seed=1)
-    other.restore(state)
-    np.testing.assert_array_equal(other.draw(700), together)
-    for each in (breeder, other):
-        each.evolve(700, [400, 650], [2.0, 1.0])
-    np.testing.assert_array_equal(other.draw(90, 660), breeder.draw(90, 660))
-    np.testing.assert_array_equal(breeder.draw(700), together)
+    together = breeder.draw(range(700), 1)
+    np.testing.assert_array_equal(breeder.draw(range(250, 263), 1), together[250:263])
+    other = Breeder(breeder.breed, BOUNDS, SEED)
+    made = breeder.evolve([40, 65], [2.0, 1.0])
+    first = json.loads(json.dumps(breeder.generation(1).to_json()))
+    for generation in (Generation.from_json(first), made):
+        other.add(generation)
+    np.testing.assert_array_equal(other.draw(range(700), 1), together)
+    mixed = np.arange(90) % 3
+    np.testing.assert_array_equal(other.draw(range(90), mixed), breeder.draw(range(90), mixed))
     assert ((scaled(together) >= 0) & (scaled(together) <= 1)).all()
+
+
+def test_uniform_draws_are_those_of_a_campaign_without_a_sampler():
+    breeder = bred(share=0.6)
+    uniform = Uniform().draw(BOUNDS, 400, SEED)
+    np.testing.assert_array_equal(breeder.draw(range(400), 0), uniform)
+    np.testing.assert_array_equal(breeder.breed.draw(BOUNDS, 400, SEED), uniform)
+    kept = (breeder.draw(range(400), 1) == uniform).all(axis=1).mean()
+    assert kept == pytest.approx(0.4, abs=0.1)
 
 
 def test_weights_are_clipped():
     breeder = bred(share=0.95)
-    w = breeder.weights(centres(20), 100_000)
+    breeder.record(dict.fromkeys(range(300, 5000), 1))
+    w = breeder.weights(range(5000))
     assert w.max() == 5.0
     assert w.min() < 0.2
+    assert breeder.weights([77777]).tolist() == [1.0]  # not on record
 
 
 def test_too_few_effective_samples_lead_back_to_the_uniform_law():
+    late = dict.fromkeys(range(300, 4300), 1)
     breeder = bred(share=0.95, sigma=0.02)
-    assert breeder.effective_share(300) == pytest.approx(1.0)
-    n = 4300
-    assert breeder.effective_share(n) < 0.2
-    breeder.evolve(n, [2000], [1.0])
-    assert breeder.bred_share == 0
-    late = scaled(breeder.draw(2000, n))
-    assert np.abs(late.mean(0) - 0.5).max() < 0.03
+    assert breeder.effective_share() == pytest.approx(1.0)
+    breeder.record(late)
+    assert breeder.effective_share() < 0.2
+    assert breeder.evolve([2000], [1.0]).bred == 0
+    points = scaled(breeder.draw(range(4300, 6300), breeder.newest))
+    assert np.abs(points.mean(0) - 0.5).max() < 0.03
     tolerant = bred(share=0.95, sigma=0.02, least_ess=0.0)
-    tolerant.evolve(n, [2000], [1.0])
-    assert tolerant.bred_share == 0.95
+    tolerant.record(late)
+    assert tolerant.evolve([2000], [1.0]).bred == 0.95
 
 
 def test_the_bred_share_rises_over_generations():
-    breeder = Breeder(Breed(), BOUNDS, SEED)
-    shares = []
-    for generation in range(1, 7):
-        breeder.evolve(50 * generation, np.arange(40), np.ones(40))
-        shares.append(breeder.bred_share)
+    breeder = started(Breed(), 40)
+    shares = [breeder.evolve(np.arange(40), np.ones(40)).bred for _ in range(6)]
     np.testing.assert_allclose(shares, [0, 0.7 / 3, 1.4 / 3, 0.7, 0.7, 0.7])
-    breeder.evolve(400, [], [])
-    assert breeder.bred_share == 0  # nobody was hard to learn
-    with pytest.raises(ValueError, match="a generation needs a draw"):
-        breeder.evolve(400, [3], [1.0])
+    assert breeder.evolve([], []).bred == 0  # nobody was hard to learn
+    assert breeder.evolve([811], [2.0]).bred == 0  # not on record
+    assert breeder.newest == 8
 
 
 def test_fitness_is_the_excess_over_the_batch():
     fitness = Fitness()
-    fitness.add([4, 4, 8, 15], np.array([1.0, 1.0, 1.0, 5.0]))
-    fitness.add([8, 16], np.array([3.0, 1.0]))
-    fitness.add([23], np.array([9.0]))
-    ids, values = fitness.candidates(Breed(seen=0.0))
-    assert ids.tolist() == [4, 8, 15, 16, 23]
-    np.testing.assert_allclose(values, [0.0, 0.5, 3 / np.sqrt(3), 0.0, 0.0])
-    assert fitness.candidates(Breed(), n_steps=8)[0].tolist() == [4, 8]
-    assert fitness.candidates(Breed(seen=0.0, window=2))[0].tolist() == [16, 23]
+    fitness.add([[4, 0], [4, 1], [8, 0], [15, 0]], np.array([1.0, 1.0, 1.0, 5.0]))
+    fitness.add([[8, 0], [16, 3]], np.array([3.0, 1.0]))
+    fitness.add([[7, 2]], np.array([9.0]))
+    again = Fitness()
+    again.restore(json.loads(json.dumps(fitness.state())))
+    for each in (fitness, again):
+        ids, values = each.candidates(Breed(seen=0.0))
+        assert ids.tolist() == [4, 8, 15, 16, 7]
+        np.testing.assert_allclose(values, [0.0, 0.5, 3 / np.sqrt(3), 0.0, 0.0])
+        # a quarter of eight steps; the same step twice counts once
+        assert each.candidates(Breed(), n_steps=8)[0].tolist() == [4]
+        # the latest that were met, whatever their ids
+        assert each.candidates(Breed(seen=0.0, window=2))[0].tolist() == [16, 7]
 
 
 def test_wrong_settings_are_refused():
@@ -177,14 +196,16 @@ def learn(learner, breed, reweight, n=600, period=60):
     for seed in range(6101, 6107):
         breeder, fitness, model = Breeder(breed, SQUARE, seed), Fitness(), None
         for drawn in range(period, n + 1, period):
-            points = breeder.draw(drawn)
+            ids = np.arange(drawn)
+            breeder.record(dict.fromkeys(ids[-period:].tolist(), breeder.newest))
+            points = breeder.draw(ids, breeder.generations_of(ids))
             if model is not None:
                 new = points[-period:]
                 losses = np.abs(model(new) - hard_corner(new))
-                fitness.add(np.arange(drawn - period, drawn), losses)
-            w = breeder.weights(points, drawn) if reweight else np.ones(drawn)
+                fitness.add(np.stack([ids[-period:], 0 * new[:, 0].astype(int)], 1), losses)
+            w = breeder.weights(ids) if reweight else np.ones(drawn)
             model = learner(points, w / w.mean())
-            breeder.evolve(drawn, *fitness.candidates(breed))
+            breeder.evolve(*fitness.candidates(breed))
         error = np.abs(model(judged) - hard_corner(judged))
         found.append((error.mean(), np.quantile(error, 0.99)))
     return np.mean(found, axis=0)
