@@ -159,6 +159,8 @@ class Encoding:
             raise SchemaError(
                 f"{where}: field {spec.name!r} has shape {values.shape}, expected {expected}"
             )
+        if not spec.order:
+            return values.reshape(-1)
         return np.moveaxis(values.reshape(self.n_points, -1), 0, 1).reshape(-1)
 
 

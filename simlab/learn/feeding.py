@@ -218,6 +218,7 @@ class ReplayFeed:
     pilot = None
 
     def __init__(self, model: Model, buffer: Buffer, stream: Stream, arrivals: Path) -> None:
+        stream.skip_pilot()
         self._path = arrivals
         self._model, self._buffer, self._stream = model, buffer, stream
         self._offset = 0

@@ -36,6 +36,7 @@ class OrderedStream:
     """
 
     def __init__(self, inner: Stream, lanes: int) -> None:
+        inner.skip_pilot()
         self.schema, self._inner = inner.schema, inner
         self._encoding = Encoding(self.schema)
         self._pilot = PilotStatistics(self._encoding)
@@ -145,9 +146,17 @@ class OrderedStream:
         """Return an item that was delivered before once more."""
         return self._inner.row(traj, step)
 
+    def sync(self) -> bool:
+        """Bring what ``row`` reads to the disk; return whether it can read at all."""
+        return self._inner.sync()
+
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories that came whole, as delivered."""
         return self._pilot.take(n, now, self._ids, self.is_over)
+
+    def skip_pilot(self) -> None:
+        """Gather no statistics."""
+        self._pilot.close()
 
     def _standing(self) -> dict[str, Any]:
         return {

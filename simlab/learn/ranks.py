@@ -166,9 +166,17 @@ class ShareStream:
         """Return an item that was delivered before once more."""
         return self._inner.row(traj, step)
 
+    def sync(self) -> bool:
+        """Bring what ``row`` reads to the disk; return whether it can read at all."""
+        return self._inner.sync()
+
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first trajectories of the whole stream: every rank's."""
         return self._inner.pilot(n, now)
+
+    def skip_pilot(self) -> None:
+        """Gather no statistics."""
+        self._inner.skip_pilot()
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the inner stream stands."""

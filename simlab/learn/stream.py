@@ -80,11 +80,19 @@ class Stream(Protocol):
         """Return an item that was delivered before once more, shape (row_size,)."""
         ...
 
+    def sync(self) -> bool:
+        """Bring what ``row`` reads to the disk; return whether it can read at all."""
+        ...
+
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by id, None while incomplete.
 
         With ``now`` those of the first complete ones, None only when there is not one.
         """
+        ...
+
+    def skip_pilot(self) -> None:
+        """Gather no statistics: nobody will ask for them."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,11 +169,18 @@ class MemoryStream:
         place = self._index[traj]
         return self._encoding.step(self._trajectories[place], self._conditions[place], step)
 
+    def sync(self) -> bool:
+        """Return True: whoever resumes brings the same trajectories."""
+        return True
+
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by sample index."""
         first = sorted(self._trajectories, key=lambda t: t.sample.index)[:n]
         parts = [Statistics.of(self._encoding, self._encoding.rows(t)) for t in first]
         return Statistics.merged(parts) if parts else None
+
+    def skip_pilot(self) -> None:
+        """Do nothing: statistics are made when they are asked for."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return pass and position."""
@@ -302,6 +317,12 @@ class FollowedStream:
             )
         return self._steps.row(traj, step)
 
+    def sync(self) -> bool:
+        """Bring the store's records to the disk; False when they come over a network."""
+        if self._steps is not None:
+            self._steps.sync()
+        return self._steps is not None
+
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by id that did not fail.
 
@@ -320,6 +341,10 @@ class FollowedStream:
         merged = Statistics.merged([self._statistics[i] for i in ready])
         self._statistics = None
         return merged
+
+    def skip_pilot(self) -> None:
+        """Gather no statistics."""
+        self._statistics = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return position, next steps, and the samples of trajectories half delivered."""
