@@ -115,7 +115,7 @@ def _opened(channel: str, path: Path) -> Iterator[tuple[Channel, int]]:
         yield open_channel(path), 0
         return
     address = LOOPBACK if channel == "tcp" else f"ipc://{path}/socket"
-    command = [sys.executable, "-m", "simlab.store.stream", str(path), "--address", address]
+    command = [sys.executable, "-m", "simlab", "store", "serve", str(path), "--address", address]
     server = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert server.stdout is not None
     try:

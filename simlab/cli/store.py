@@ -1,4 +1,4 @@
-"""``simlab store``: look at a campaign's data, check it, mend it, seal it, make views of it.
+"""``simlab store``: look at a campaign's data, check it, mend it, seal it, serve it, make views.
 
 Exit codes: 0 good, 1 damaged or failed, 2 not a store.
 """
@@ -6,6 +6,9 @@ Exit codes: 0 good, 1 damaged or failed, 2 not a store.
 from __future__ import annotations
 
 import json
+import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Look at, check, mend and seal the data of a campaign.", no_args_is_help=True
+    help="Look at, check, mend, seal and serve the data of a campaign.", no_args_is_help=True
 )
 view = typer.Typer(help="Make views that other programs open.", no_args_is_help=True)
 app.add_typer(view, name="view")
 
 _Directory = Annotated[Path, typer.Argument(help="The store: the directory with campaign.json.")]
+
+_POLL_SECONDS = 0.1
+_ORPHAN_SECONDS = 600.0
 
 
 def _open(path: Path) -> SnapshotStore:
@@ -151,6 +157,46 @@ def solves(
     rows = summary(_open(path).solves(split))
     plain = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     typer.echo(json.dumps(plain) if as_json else summary_text(rows))
+
+
+@app.command()
+def serve(
+    path: _Directory,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to listen: tcp://127.0.0.1:* for this host only, which is the default; "
+            "tcp://0.0.0.0:* for others; ipc:///a/file for a socket of this host."
+        ),
+    ] = None,
+    endpoint: Annotated[
+        Path | None,
+        typer.Option(help="File for address and token [default: stream.json in the store]."),
+    ] = None,
+    attach: Annotated[bool, typer.Option("--attach", hidden=True)] = False,
+) -> None:
+    """Hand records on to trainers that cannot read the files, until Ctrl-C.
+
+    They find the server through the file with its address and token: copy that to their host and
+    name it there, as in --set train.channel=stream.json.
+    """
+    from simlab.store.stream import LOOPBACK, StreamServer
+
+    parent, begun = os.getppid(), time.monotonic()
+
+    def is_left_alone(idle_seconds: float) -> bool:
+        """Return whether the run's supervisor is gone and nobody has asked for long."""
+        return attach and os.getppid() != parent and idle_seconds > _ORPHAN_SECONDS
+
+    while attach and not (path / "campaign.json").exists():  # a run whose solvers are to make it
+        if is_left_alone(time.monotonic() - begun):
+            break
+        time.sleep(_POLL_SECONDS)
+    server = StreamServer(_open(path).path, address or LOOPBACK, endpoint)
+    typer.echo(f"{server.address}, token in {server.endpoint}")
+    with suppress(KeyboardInterrupt):
+        server.run(until=lambda: is_left_alone(server.idle_seconds))
+    server.close()
 
 
 @view.command()

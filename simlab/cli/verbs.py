@@ -70,6 +70,12 @@ def run(
     configure_logging(verbose=verbose)
     resolved, directory = _resolve(case, out, set_, smoke)
     _check(resolved, n, directory)
+    channel = resolved.train.channel if resolved.train else "tail"
+    if channel not in ("tail", "stream"):
+        raise ConfigError(
+            f"train.channel: `simlab run` follows its own store, by 'tail' or 'stream'; with "
+            f"{channel!r} use `simlab train`"
+        )
     if dry_run:
         return _print_plan(resolved, n, directory)
     refuse_if_supervised(directory, fresh)
@@ -82,7 +88,9 @@ def run(
         seed=resolved.campaign.seed,
     )
     n_batches = resolved.train.n_batches if resolved.train else 0
-    code = supervise(here, n, resolved.campaign.n, n_batches, petsc.arguments(), max_restarts)
+    code = supervise(
+        here, n, resolved.campaign.n, n_batches, petsc.arguments(), max_restarts, channel
+    )
     if code == 130:
         typer.echo(f"stopped; `simlab run {case} --out {directory} --resume` goes on")
         return code

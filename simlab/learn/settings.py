@@ -66,6 +66,10 @@ class TrainSettings:
     log_every, validate_every : int
         Batches between metric lines and between validations.
     checkpoint_seconds : float
+    channel : str
+        How steps come from the solvers: ``"tail"`` reads the files of the run's store;
+        ``"stream"`` asks a server, which `simlab run` keeps beside the store. A path that ends in
+        ``.json`` is the file of a server elsewhere (`simlab store serve`), for `simlab train`.
     """
 
     operator: Annotated[Operator, operators.field] = Field(default="fno", validate_default=True)
@@ -92,6 +96,7 @@ class TrainSettings:
     log_every: int = Field(10, ge=1)
     validate_every: int = Field(200, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)
+    channel: str = "tail"
 
     def __post_init__(self) -> None:
         if self.mode == "deterministic" and self.max_seconds is not None:
@@ -102,6 +107,16 @@ class TrainSettings:
         if (self.mode == "replay") != (self.arrivals is not None):
             raise ConfigError(
                 'arrivals: give the log of arrivals for mode = "replay", and only then'
+            )
+        if self.channel not in ("tail", "stream") and not self.channel.endswith(".json"):
+            raise ConfigError(
+                f"channel: {self.channel!r} is neither 'tail' nor 'stream' nor the stream.json of "
+                "a server"
+            )
+        if self.channel != "tail" and self.mode == "replay":
+            raise ConfigError(
+                f"channel: {self.channel!r} hands steps on in their order, but a replay reads "
+                "them at random, which needs the files of the store: channel = 'tail'"
             )
 
     def learning_rate_at(self, share: float) -> float:

@@ -2,8 +2,9 @@
 
     supervisor --+-- mpirun -n k simlab generate    -> store     (solver groups, MPI)
                  +-- simlab train                   -> model     (follows the store, no MPI)
+                 +-- simlab store serve                          (with train.channel = "stream")
 
-The two are separate process groups and share nothing but the run directory, so either may be
+These are separate process groups and share nothing but the run directory, so any of them may be
 killed: the supervisor starts that side again while the other goes on, at most ``max_restarts``
 times, and notes it in the manifest (``restarts``) and in ``metrics.jsonl``. When the supervisor
 itself is killed both go on, and ``--resume`` adopts them (:mod:`.supervisor`). It imports neither
@@ -142,6 +143,7 @@ def supervise(
     n_batches: int,
     petsc_words: Sequence[str] = (),
     max_restarts: int = 3,
+    channel: str = "tail",
 ) -> int:
     """Run a started run's campaign, and its training beside it when ``n_batches`` is not 0.
 
@@ -155,6 +157,8 @@ def supervise(
     petsc_words : sequence of str
     max_restarts : int
         How many times each side is started again when it dies.
+    channel : {"tail", "stream"}
+        Between them; for ``stream`` a server is kept beside the store until the trainer has ended.
 
     Returns
     -------
@@ -179,6 +183,12 @@ def supervise(
         command += ["--solver-ranks", str(n_ranks)]
         sides.append(
             Side(run, "trainer", "train", command, launch_environment(threads), max_restarts)
+        )
+    if n_batches and channel == "stream":
+        command = [sys.executable, "-m", "simlab", "store", "serve", str(run.store.absolute())]
+        command += ["--attach"]
+        sides.append(
+            Side(run, "server", "server", command, launch_environment(), max_restarts, serves=True)
         )
 
     def ask() -> None:
@@ -210,12 +220,12 @@ def supervise(
 def _watch_over(sides: Sequence[Side], run: RunDirectory, watch: _Watch) -> None:
     """Return when all sides have ended; one that failed for good stops the others."""
     deadline = float("inf")
-    while not all(side.has_ended for side in sides):
+    while not all(side.has_ended for side in sides if not side.serves):
         time.sleep(_POLL_SECONDS)
         latest = watch.look()
         for side in sides:
             side.progressed(latest.get(side.section, 0.0))
-            side.look(stopping=run.stop_requested())
+            side.look(stopping=run.stop_requested() and not side.serves)
             if side.failure:
                 run.request_stop()
         if run.stop_requested() and deadline == float("inf"):
@@ -223,4 +233,6 @@ def _watch_over(sides: Sequence[Side], run: RunDirectory, watch: _Watch) -> None
         if time.monotonic() > deadline:
             for side in sides:
                 side.kill()
+    for side in sides:
+        side.dismiss()
     watch.look()

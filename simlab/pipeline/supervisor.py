@@ -36,30 +36,34 @@ __all__ = ["Side", "refuse_if_supervised", "supervising"]
 
 log = logging.getLogger("simlab.run")
 
-_SIDES = ("solvers", "trainer")
+_SIDES = ("solvers", "trainer", "server")
 _VARIABLE = "SIMLAB_SIDE"  # in the environment of every process a supervisor starts
 _WELL = (0, 3)  # 3: finished, some samples failed
 _WRONG_INPUT = 2
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
+_DISMISSAL_SECONDS, _POLL_SECONDS = 5.0, 0.02
 _LOCK = ".supervisor.lock"
 
 
 class Side:
-    """The solvers of a run, or its trainer.
+    """The solvers of a run, its trainer, or the server between them.
 
     Parameters
     ----------
     run : RunDirectory
     name : str
-        ``"solvers"`` or ``"trainer"``.
+        ``"solvers"``, ``"trainer"`` or ``"server"``.
     section : str
-        What this side calls its part of the manifest and the metrics it logs: ``"campaign"`` or
-        ``"train"``.
+        What this side calls its part of the manifest and the metrics it logs: ``"campaign"``,
+        ``"train"`` or ``"server"``.
     command : sequence of str
     environment : mapping of str to str
     max_restarts : int
     refusal : callable
         ``refusal(text)`` returns what to do when the process launcher refused, else nothing.
+    serves : bool
+        It works for the other sides and has no end of its own: any is a death, until
+        :meth:`dismiss`.
 
     Attributes
     ----------
@@ -79,7 +83,9 @@ class Side:
         environment: Mapping[str, str],
         max_restarts: int,
         refusal: Callable[[str], str] = lambda text: "",
+        serves: bool = False,
     ) -> None:
+        self.serves = serves
         self.name, self.failure, self.n_restarts = name, "", 0
         self.code: int | None = None
         self.has_ended = False
@@ -184,7 +190,8 @@ class Side:
     def _is_unfinished(self) -> bool:
         """Return whether it ended in good order, but before its time and without being asked."""
         section = self._run.manifest().get(self.section, {})
-        return section.get("state") == "stopped" and not self._run.stop_requested()
+        is_early = section.get("state") == "stopped" and not self._run.stop_requested()
+        return is_early or self.serves
 
     def _die(self, stopping: bool) -> None:
         text = self._words()
@@ -255,6 +262,18 @@ class Side:
         lines = text.splitlines()
         errors = [line for line in lines if line.startswith("error:")]
         return self._refusal(text) or "\n".join(errors[-1:] or lines[-n_lines:])
+
+    def dismiss(self) -> None:
+        """End a side that is not needed any more."""
+        if self.has_ended:
+            return
+        self.terminate()
+        deadline = time.monotonic() + _DISMISSAL_SECONDS
+        while self._due is None and self._is_running() and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self.kill()
+        self._run.update(**{self.section: {"state": "done"}})
+        self.code, self.has_ended, self._due = 0, True, None
 
     def terminate(self) -> None:
         """Ask the process to end now."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from simlab.core.errors import ConfigError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.runs import RunDirectory
+from simlab.core.samples import Trajectory
 from simlab.core.signals import interrupts
 from simlab.pipeline.case import Case
 from simlab.pipeline.evaluate import Evaluation, evaluate
 from simlab.pipeline.order import AS_DRAWN
-from simlab.store.reader import Split
+from simlab.store.channel import Channel, TailChannel, open_channel, received_split
 from simlab.store.store import SnapshotStore
+from simlab.store.stream import ENDPOINT
 
 __all__ = ["evaluate_run", "report_run", "train_run"]
 
@@ -61,21 +64,21 @@ def train_run(
         def stop() -> bool:
             return bool(received) or run.stop_requested()
 
-        store = _wait_for_store(run, stop)
-        validation = _wait_for_validation(store, run, stop) if store else None
-        if store is None or validation is None:
+        channel = _wait_for_channel(case, run, stop)
+        validation = _wait_for_validation(channel, run, stop) if channel else None
+        if channel is None or validation is None:
             facts["state"] = "stopped"
             return
         progress = Progress("training", case.train.n_batches, unit="batch")
         trainer = Trainer(
             case.train,
-            store.schema,
+            channel.schema,
             run.model,
             observers=(run.log_metric, shown_by(progress)),
             solver_ranks=solver_ranks,
         )
         _warn_of_order(case, run)
-        stream = FollowedStream(run.store)
+        stream = FollowedStream(channel)
         if resume:
             trainer.resume(stream)
         with progress:
@@ -124,21 +127,37 @@ def _warn_of_order(case: Case, run: RunDirectory) -> None:
         )
 
 
-def _wait_for_store(run: RunDirectory, stop: Callable[[], bool]) -> SnapshotStore | None:
-    patience = _Patience(run, "the store to be made")
+def _wait_for_channel(case: Case, run: RunDirectory, stop: Callable[[], bool]) -> Channel | None:
+    """Wait for the store, or for the server beside it, and return the channel to it."""
+    assert case.train is not None
+    if case.train.channel == "tail":
+        where, needs, what = run.store, run.store / "campaign.json", "the store to be made"
+    else:
+        is_own = case.train.channel == "stream"
+        where = needs = run.store / ENDPOINT if is_own else Path(case.train.channel)
+        what = f"a server to leave {where}"
+    patience = _Patience(run, what)
     while not stop():
-        if (run.store / "campaign.json").is_file():
-            return SnapshotStore.open(run.store)
-        patience.wait()
+        if needs.is_file():
+            try:
+                return open_channel(where, stop)
+            except StoreError:
+                if not stop():
+                    raise
+        else:
+            patience.wait()
     return None
 
 
 def _wait_for_validation(
-    store: SnapshotStore, run: RunDirectory, stop: Callable[[], bool]
-) -> Split | None:
-    """Wait until every validation sample has ended and is sealed."""
-    ids = store.ids("valid")
+    channel: Channel, run: RunDirectory, stop: Callable[[], bool]
+) -> Sequence[Trajectory] | None:
+    """Wait until every validation sample has ended, and is sealed where files are at hand."""
+    ids = channel.ids("valid")
     patience = _Patience(run, f"the {len(ids)} validation samples")
+    if not isinstance(channel, TailChannel):
+        return received_split(channel, "valid", stop, patience.wait)
+    store = channel.store
     while not stop():
         done = store.done()
         ended = done | set(store.failed())

@@ -9,17 +9,22 @@ caller's position, kept with what was made of the records, is the only acknowled
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from simlab.store.events import Event
+from simlab.core.samples import Sample, Trajectory
+from simlab.store.events import Begin, End, Event
 from simlab.store.follow import Position
 from simlab.store.schema import Schema
 from simlab.store.store import SnapshotStore
 
-__all__ = ["Channel", "TailChannel", "open_channel"]
+__all__ = ["Channel", "TailChannel", "open_channel", "received_split"]
+
+_AT_MOST = 256
 
 
 class Channel(Protocol):
@@ -80,11 +85,63 @@ class TailChannel:
         """Do nothing: no file stays open between calls."""
 
 
-def open_channel(where: str | Path) -> Channel:
-    """Return the channel to a store: ``tail`` for its directory, ``stream`` for a server's file."""
+def open_channel(where: str | Path, stop: Callable[[], bool] = lambda: False) -> Channel:
+    """Return the channel to a store: ``tail`` for its directory, ``stream`` for a server's file.
+
+    Raises
+    ------
+    StoreError
+        When there is no store, or its server does not answer: at once when ``stop()`` is true.
+    """
     where = Path(where)
     if where.is_dir() or not where.name.endswith(".json"):
         return TailChannel(where)
     from simlab.store.stream import StreamChannel
 
-    return StreamChannel(where)
+    return StreamChannel(where, stop=stop)
+
+
+def received_split(
+    channel: Channel,
+    split: str,
+    stop: Callable[[], bool] = lambda: False,
+    wait: Callable[[], None] = lambda: time.sleep(0.1),
+) -> list[Trajectory] | None:
+    """Wait until every trajectory of a split has ended; return the finished ones, sorted by id.
+
+    They are what :meth:`simlab.store.store.SnapshotStore.split` reads from the files, held in
+    memory. Starts at the beginning of the store, where a campaign puts its held-out splits;
+    ``wait()`` is called when nothing is new.
+
+    Returns
+    -------
+    list of Trajectory, or None
+        None when ``stop()`` came to be true before.
+    """
+    missing = set(channel.ids(split).tolist())
+    times = np.asarray(channel.schema.times)
+    position: Position | None = None
+    samples: dict[int, tuple[int, Sample]] = {}  # attempt, sample of what has begun
+    steps: dict[int, list[dict[str, np.ndarray]]] = {}
+    found: dict[int, Trajectory] = {}
+    while missing and not stop():
+        events, position = channel.records(position, _AT_MOST)
+        if not events:
+            wait()
+        for event in events:
+            traj = event.traj
+            if isinstance(event, Begin):
+                if event.split == split:
+                    samples[traj], steps[traj] = (event.attempt, event.sample), []
+            elif traj not in samples or samples[traj][0] != event.attempt:
+                continue
+            elif not isinstance(event, End):
+                steps[traj].append({name: v.copy() for name, v in event.fields.items()})
+            else:
+                sample, made = samples.pop(traj)[1], steps.pop(traj)
+                if event.status == "done":
+                    outputs = {name: np.stack([step[name] for step in made]) for name in made[0]}
+                    found[traj] = Trajectory(sample, times[: len(made)], outputs)
+                if event.status != "abandoned":
+                    missing.discard(traj)
+    return None if missing else [found[traj] for traj in sorted(found)]

@@ -1,6 +1,6 @@
 """The channel ``stream``: a process beside the store hands its records on over the network.
 
-    python -m simlab.store.stream runs/heat/store            # or StreamServer in a thread
+    simlab store serve runs/heat/store                       # or StreamServer in a thread
     channel = StreamChannel("runs/heat/store/stream.json")   # where the trainer is
 
 One request, one reply. A request names a position; its reply brings the records after it as they
@@ -16,7 +16,6 @@ network: beyond this host, lay the connection through a tunnel unless the networ
 
 from __future__ import annotations
 
-import argparse
 import hmac
 import json
 import os
@@ -119,12 +118,18 @@ class StreamServer:
         self._publish()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._asked = time.monotonic()
 
     @property
     def address(self) -> str:
         """Where it listens, as others reach it."""
         bound = str(self._socket.get(_zmq().LAST_ENDPOINT).decode().strip("\0"))
         return bound.replace("0.0.0.0", socket.gethostname())
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last request that was signed with the token."""
+        return time.monotonic() - self._asked
 
     def __enter__(self) -> StreamServer:
         """Serve in a thread."""
@@ -180,6 +185,7 @@ class StreamServer:
         request = _checked(self._token, body, mac)
         if request is None:
             return [b'{"error":"wrong token"}', b""]
+        self._asked = time.monotonic()
         head: dict[str, Any] = {"id": request.get("id")}
         pieces: Sequence[bytes | memoryview] = ()
         try:
@@ -227,6 +233,8 @@ class StreamChannel:
         Seconds after which a request is given up and sent anew.
     patience : float
         Seconds of silence after which a call raises.
+    stop : callable
+        Asked while the constructor waits for the first answer; it raises as soon as this is true.
     """
 
     def __init__(
@@ -236,6 +244,7 @@ class StreamChannel:
         wait: float = 1.0,
         timeout: float = 5.0,
         patience: float = 600.0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._endpoint = Path(endpoint)
         self._wait, self._timeout, self._patience = wait, timeout, patience
@@ -250,6 +259,8 @@ class StreamChannel:
         self._is_silent = self._is_complete = False
         self._n_bytes = _REPLY_BYTES
         while (found := self._reply({"ask": "describe"}, None)) is None:
+            if stop():
+                raise StoreError(f"{self._endpoint}: no answer before a stop was asked for")
             self._is_silent = False  # wait again
         self.schema: Schema = Schema.from_json(found[0]["schema"])
         self._n, self._seed = int(found[0]["n"]), int(found[0]["seed"])
@@ -338,7 +349,7 @@ class StreamChannel:
         if now - self._heard > self._patience:
             raise StoreError(
                 f"{self._endpoint}: no answer for {now - self._heard:.0f} s; start "
-                "`python -m simlab.store.stream` beside the store again"
+                "`simlab store serve` beside the store again"
             )
         if now - self._sent > self._timeout:  # the server is gone, or the reply was too much
             self._n_bytes = max(self._n_bytes // 2, _LEAST_BYTES)
@@ -387,21 +398,3 @@ class StreamChannel:
         if self._socket is not None:
             self._socket.close(0)
             self._socket = None
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    """Serve a store until a signal ends the process."""
-    parser = argparse.ArgumentParser(description="Hand a store's records on over the network.")
-    parser.add_argument("store", type=Path)
-    parser.add_argument("--address", default=LOOPBACK, help=f"where to listen ({LOOPBACK})")
-    parser.add_argument("--endpoint", type=Path, help=f"file for the token ({ENDPOINT} in it)")
-    given = parser.parse_args(words)
-    server = StreamServer(given.store, given.address, given.endpoint)
-    print(f"{server.address}, token in {server.endpoint}", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.run()
-    server.close()
-
-
-if __name__ == "__main__":
-    main()

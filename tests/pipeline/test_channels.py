@@ -100,7 +100,7 @@ def test_both_channels_give_the_same(tmp_path, at_most):
 
 def serve(path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "simlab.store.stream", path], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "simlab", "store", "serve", path], stdout=subprocess.PIPE, text=True
     )
     assert "token in" in process.stdout.readline()
     return process
