@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from simlab.core.errors import StoreError
 from simlab.core.samples import Sample
 from simlab.learn.encoding import Encoding
+from simlab.store import files
 from simlab.store.records import Kind, scan
+from simlab.store.segments import SUFFIX
 from simlab.store.shards import field_path
 from simlab.store.store import SnapshotStore
 
@@ -96,6 +99,16 @@ class StoreSteps:
             f"{self._store.path}: step {step} of trajectory {traj} is not there any more; "
             "run `simlab store verify`"
         )
+
+    def sync(self) -> None:
+        """Bring the segments to the disk, whoever writes them; shards are there already."""
+        for path in (self._store.path / "inflight").glob(f"*{SUFFIX}"):
+            with suppress(FileNotFoundError):  # sealed since
+                fd = os.open(path, os.O_RDONLY)
+                try:
+                    files.sync(fd)
+                finally:
+                    os.close(fd)
 
     def _from_shard(self, traj: int, step: int) -> np.ndarray | None:
         catalogue = self._store.catalogue

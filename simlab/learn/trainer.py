@@ -38,10 +38,12 @@ from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
 from simlab.learn.average import Average
+from simlab.learn.buffers import Recall
 from simlab.learn.encoding import Ranges
 from simlab.learn.feeding import Feed, ReplayFeed
 from simlab.learn.model import Model
 from simlab.learn.monitor import Monitor
+from simlab.learn.pairs import PairedStream
 from simlab.learn.ranks import Ranks
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Stream
@@ -118,6 +120,7 @@ class Trainer:
         self._observers, self._solver_ranks = tuple(observers), solver_ranks
         self._channels = self.model.encoding.field_channels()
         self._average = Average(self.model.network, settings.ema) if settings.ema else None
+        self._given: Stream | None = None
         self._stream: Stream | None = None
         self._feed: Feed | ReplayFeed | None = None
         self._drawn: np.ndarray | None = None
@@ -147,6 +150,7 @@ class Trainer:
         Parameters
         ----------
         stream : Stream
+            Of steps; with ``train.ahead`` its windows are trained on.
         validation : sequence of Trajectory
             Made beforehand, never streamed; its errors are reported every ``validate_every``
             batches and become the model's own estimate of its error.
@@ -250,7 +254,10 @@ class Trainer:
 
     def _feed_from(self, stream: Stream) -> Feed | ReplayFeed:
         """Return what turns a stream into batches, made at its first use."""
-        if self._feed is None or self._stream is not stream:
+        if self._feed is None or self._given is not stream:
+            self._given = stream
+            if self.settings.ahead:
+                stream = PairedStream(stream, self.settings.ahead)
             self._stream = stream
             if self.settings.arrivals is not None:
                 path = self._own(Path(self.settings.arrivals))
@@ -303,7 +310,7 @@ class Trainer:
         average = self._average
         with nullcontext() if average is None else average.in_place():
             errors = self.model.validate(validation)
-        self._tell("validation", batch=self.batch, rel_l2=errors)
+        self._tell("validation", batch=self.batch, **errors)
 
     def _tell(self, kind: str, **values: Any) -> None:
         for observer in self._observers if self.ranks.rank == 0 else ():
@@ -324,7 +331,7 @@ class Trainer:
             "schema": json.dumps(self.schema.to_json()),
             "network": self.model.tensors(),
             "optimizer": self._optimizer.state_dict(),
-            "buffer": self.buffer.state_dict(),
+            "buffer": self.buffer.state_dict(self._recall(finished=True)),
             "average": None if self._average is None else self._average.tensors(),
             "feed": self._feed.state_dict(),
             "drawn": self._drawn,
@@ -341,6 +348,26 @@ class Trainer:
         written = checkpoints.write(folder, self.batch, state)
         self.ranks.wait()
         return written
+
+    def _recall(self, finished: bool = False) -> Recall | None:
+        """Return how the buffer reads an item once more; with ``finished`` what never changes.
+
+        Steps of a trajectory that may still be attempted again are not what ``row`` returns later.
+        """
+        stream = self._stream
+        if stream is None or not stream.sync():
+            return None
+        known = set(stream.finished) if finished else None
+
+        def recall(traj: int, step: int) -> np.ndarray | None:
+            if known is not None and traj not in known:
+                return None
+            try:
+                return stream.row(traj, step)
+            except StoreError:
+                return None
+
+        return recall
 
     def resume(self, stream: Stream) -> bool:
         """Go back to the newest checkpoint, stream included; return False when there is none.
@@ -365,7 +392,8 @@ class Trainer:
             )
         self.model.load_tensors(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.buffer.load_state_dict(state["buffer"])
+        self._feed_from(stream)
+        self.buffer.load_state_dict(state["buffer"], self._recall())
         if self._average is not None:
             self._average.load(state["average"])
         self._feed_from(stream).load_state_dict(state["feed"])

@@ -27,7 +27,7 @@ one copy and O(1), get O(batch). Not thread safe: one loop polls, puts, gets and
     (1, 2)
 """
 
-from simlab.learn.buffers.base import Archive, Buffer, BufferSettings, buffers
+from simlab.learn.buffers.base import Archive, Buffer, BufferSettings, Recall, buffers
 from simlab.learn.buffers.queues import FIFO, FIRO
 from simlab.learn.buffers.reservoirs import BatchReservoir, Reservoir
 from simlab.learn.buffers.variants import ReplayMix, TimeStratified
@@ -39,6 +39,7 @@ __all__ = [
     "BatchReservoir",
     "Buffer",
     "BufferSettings",
+    "Recall",
     "ReplayMix",
     "Reservoir",
     "TimeStratified",

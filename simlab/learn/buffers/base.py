@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field
 
 from simlab.core.config import Registry, settings
-from simlab.core.errors import ConfigError
+from simlab.core.errors import ConfigError, StoreError
 from simlab.core.samples import generator
 
-__all__ = ["Archive", "Buffer", "BufferSettings", "Thresholded", "buffers"]
+__all__ = ["Archive", "Buffer", "BufferSettings", "Recall", "Thresholded", "buffers"]
 
 _DRAW_BINS = 9
 _AGE_BINS = 8
+_LEAST_BYTES = 16384  # of a row that is worth a random read to not be written
+
+Recall = Callable[[int, int], np.ndarray | None]
+"""``recall(traj, step)`` reads an item once more, or returns None where it cannot."""
 
 
 class BufferSettings(Protocol):
@@ -98,6 +103,8 @@ class Buffer:
         self._born = np.zeros(capacity, dtype=np.int64)
         self._items = np.zeros((capacity, 2), dtype=np.int64)
         self.drawn = np.zeros((0, 2), dtype=np.int64)
+        self._is_kept = np.zeros(capacity, dtype=bool)  # can be recalled: compared bit for bit
+        self._crcs = np.zeros(capacity, dtype=np.int64)
         self._rng = generator(seed, 0, "buffer")
         self._is_finished = False
         self.n_put = self.n_got = 0
@@ -128,6 +135,7 @@ class Buffer:
             return False
         self._rows[slot] = row
         self._draws[slot], self._born[slot], self._items[slot] = 0, self.n_put, (traj, step)
+        self._is_kept[slot] = False
         self._admit(slot)
         self.n_put += 1
         return True
@@ -206,10 +214,23 @@ class Buffer:
         slots = [slot for members in self._sets().values() for slot in members]
         return np.unique(np.array(slots, dtype=np.int64))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as an array of the held rows and one string of JSON."""
+    def state_dict(self, recall: Recall | None = None) -> dict[str, Any]:
+        """Return the state as an array of the held rows and one string of JSON.
+
+        Parameters
+        ----------
+        recall : callable, optional
+            Rows that it returns bit for bit are left out, and are read by it again when the state
+            is loaded. Each is compared once; rows below 16 KiB are quicker written than read.
+        """
         held = self._held()
+        kept = np.zeros(len(held), dtype=bool)
+        if recall is not None and self._rows.itemsize * self._rows.shape[1] >= _LEAST_BYTES:
+            self._compare(held, recall)
+            kept = self._is_kept[held]
         plain = {
+            "kept": kept.astype(int).tolist(),
+            "crcs": self._crcs[held[kept]].tolist(),
             "sets": self._sets(),
             "held": held.tolist(),
             "draws": self._draws[held].tolist(),
@@ -223,17 +244,35 @@ class Buffer:
             "n_put": self.n_put,
             "n_got": self.n_got,
         }
-        return {"rows": self._rows[held], "plain": json.dumps(plain)}
+        return {"rows": self._rows[held[~kept]], "plain": json.dumps(plain)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state from a buffer of the same settings."""
+    def _compare(self, held: np.ndarray, recall: Recall) -> None:
+        """Note which rows can be recalled, and a checksum of each."""
+        for slot in held[~self._is_kept[held]].tolist():
+            traj, step = self._items[slot].tolist()
+            found = recall(traj, step) if traj >= 0 else None
+            row = self._rows[slot]
+            if found is not None and found.astype(np.float32).tobytes() == row.tobytes():
+                self._is_kept[slot], self._crcs[slot] = True, zlib.crc32(row.data)
+
+    def load_state_dict(self, state: dict[str, Any], recall: Recall | None = None) -> None:
+        """Take over a state from a buffer of the same settings.
+
+        Raises
+        ------
+        StoreError
+            When a row was left out and ``recall`` does not return it as it was.
+        """
         plain = json.loads(state["plain"])
-        held = plain["held"]
-        self._rows[held] = state["rows"]
+        held = np.array(plain["held"], dtype=np.int64)
+        self._is_kept[:] = False
+        self._is_kept[held] = plain.get("kept", False)
+        self._rows[held[~self._is_kept[held]]] = state["rows"]
         self._draws[held], self._born[held] = plain["draws"], plain["born"]
         unknown = [-1] * len(held)  # a checkpoint from before items were known by name
         self._items[held] = np.transpose([plain.get("trajs", unknown), plain["steps"]])
         self.drawn = np.array(plain.get("drawn", []), dtype=np.int64).reshape(-1, 2)
+        self._read_back(held[self._is_kept[held]], plain.get("crcs", []), recall)
         self._free = plain["free"]
         self._restore(plain["sets"])
         rng = plain["rng"]
@@ -244,6 +283,19 @@ class Buffer:
         self._rng.bit_generator.state = rng
         self._is_finished = plain["is_finished"]
         self.n_put, self.n_got = plain["n_put"], plain["n_got"]
+
+    def _read_back(self, slots: np.ndarray, crcs: list[int], recall: Recall | None) -> None:
+        for slot, crc in zip(slots.tolist(), crcs, strict=True):
+            traj, step = self._items[slot].tolist()
+            found = None if recall is None else recall(traj, step)
+            if found is not None:
+                self._rows[slot], self._crcs[slot] = found, crc
+            if found is None or zlib.crc32(self._rows[slot].data) != crc:
+                raise StoreError(
+                    f"the checkpoint needs step {step} of trajectory {traj} from the store, which "
+                    + ("cannot read it" if found is None else "holds other values by now")
+                    + "; give the store it was made with, or begin afresh"
+                )
 
 
 def take(members: list[int], positions: Sequence[int] | np.ndarray) -> None:

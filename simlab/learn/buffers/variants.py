@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from simlab.learn.buffers.base import Archive, Buffer, Thresholded, buffers
+from simlab.learn.buffers.base import Archive, Buffer, Recall, Thresholded, buffers
 from simlab.learn.buffers.reservoirs import ReservoirBuffer
 
 __all__ = ["ReplayMix", "TimeStratified"]
@@ -130,11 +130,11 @@ class _Replay(ReservoirBuffer):
     def state(self) -> dict[str, Any]:
         return super().state() | {"replayed": self.n_replayed}
 
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"more": json.dumps({"n_replayed": self.n_replayed})}
+    def state_dict(self, recall: Recall | None = None) -> dict[str, Any]:
+        return super().state_dict(recall) | {"more": json.dumps({"n_replayed": self.n_replayed})}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def load_state_dict(self, state: dict[str, Any], recall: Recall | None = None) -> None:
+        super().load_state_dict(state, recall)
         self.n_replayed = json.loads(state["more"])["n_replayed"]
 
 
