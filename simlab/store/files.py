@@ -35,6 +35,7 @@ __all__ = [
     "truncate",
     "unlink",
     "write_all",
+    "write_at",
 ]
 
 FOREIGN_PATIENCE = 300.0
@@ -69,6 +70,14 @@ def write_all(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
         if views and wrote:
             views[0] = views[0][wrote:]
     return total
+
+
+def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write some bytes at an offset; the file's position stays."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        wrote = os.pwrite(fd, view, offset)
+        view, offset = view[wrote:], offset + wrote
 
 
 def sync(fd: int) -> None:

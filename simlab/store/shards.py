@@ -24,7 +24,8 @@ import numpy as np
 
 from simlab.core.errors import StoreError
 from simlab.core.reports import Provenance
-from simlab.store import files, solves
+from simlab.store import solves
+from simlab.store.drafts import Draft
 from simlab.store.records import Record
 from simlab.store.resampling import state_resampling
 from simlab.store.schema import FieldSpec, Schema
@@ -92,22 +93,36 @@ def write(
 ) -> None:
     """Write one shard; all rows have the same number of steps. The file is synced.
 
-    The file is made in memory and written in one go: HDF5 cannot close a file on a disk that is
-    full, and takes the process down at exit (seen with 2.0.0). So a shard costs twice its size in
-    memory for a moment.
+    HDF5 writes through a :class:`~simlab.store.drafts.Draft`, which a full disk does not upset.
     """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        draft = Draft(fd)
+        _write(draft, path.stem, schema, rows, campaign, seed, config, storage)
+        draft.finish()
+    finally:
+        os.close(fd)
+
+
+def _write(
+    draft: Draft,
+    name: str,
+    schema: Schema,
+    rows: Sequence[Row],
+    campaign: str,
+    seed: int,
+    config: Mapping[str, Any],
+    storage: Storage,
+) -> None:
     n_steps = len(rows[0].steps)
     with h5py.File(
-        path,
+        draft,
         "w",
-        driver="core",
-        backing_store=False,
-        block_size=1 << 22,
         libver=("v110", "v110"),
         fs_strategy="page",
         fs_page_size=_PAGE_BYTES,
     ) as file:
-        _write_header(file, schema, n_steps, rows, campaign)
+        _write_header(file, schema, n_steps, rows, campaign, name)
         file.attrs["simlab_profile"] = storage.profile
         _write_log(file, schema, rows, config)
         _write_solves(file, rows, config, seed)
@@ -115,30 +130,21 @@ def write(
         outputs = [
             [[step[0][i] for step in row.steps] for row in rows] for i in range(len(schema.outputs))
         ]
-        for name, specs, fields in (
+        for role, specs, fields in (
             ("input_crc32", schema.inputs, inputs),
             ("crc32", schema.outputs, outputs),
         ):
-            crcs = [
-                _write_field(file, schema, spec, rows, records, storage)
-                for spec, records in zip(specs, fields, strict=True)
-            ]
+            crcs = []
+            for spec, records in zip(specs, fields, strict=True):
+                crcs.append(_write_field(file, schema, spec, rows, records, storage, draft))
             given = [[[r.crc for r in row] for row in records] for records in fields]
-            _write_crcs(file, name, specs, crcs, len(rows))
+            _write_crcs(file, role, specs, crcs, len(rows))
             if storage.float64:
-                _write_crcs(file, f"f64_{name}", specs, given, len(rows))
+                _write_crcs(file, f"f64_{role}", specs, given, len(rows))
         if schema.mesh is not None:
             paths = {spec.name: field_path(spec) for spec in schema.fields}
             state_resampling(file, schema, paths)
         file.attrs["n_trajectories"] = len(rows)
-        file.flush()
-        image = file.id.get_file_image()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        files.write_all(fd, [image])
-        files.sync(fd)
-    finally:
-        os.close(fd)
 
 
 def inspect(path: Path, schema: Schema) -> dict[str, Any]:
@@ -186,7 +192,7 @@ def inspect(path: Path, schema: Schema) -> dict[str, Any]:
 
 
 def _write_header(
-    file: h5py.File, schema: Schema, n_steps: int, rows: Sequence[Row], campaign: str
+    file: h5py.File, schema: Schema, n_steps: int, rows: Sequence[Row], campaign: str, name: str
 ) -> None:
     names = [axis.name for axis in schema.axes]
     file.attrs.update(
@@ -197,7 +203,7 @@ def _write_header(
             "simulation_parameters": _texts(schema.constants),
             "simlab_schema": SCHEMA,
             "simlab_campaign": campaign,
-            "simlab_shard": Path(file.filename).stem,
+            "simlab_shard": name,
             "Conventions": "The Well",
             "history": f"sealed by simlab at {datetime.now(UTC).isoformat(timespec='seconds')}",
         }
@@ -300,6 +306,7 @@ def _write_field(
     rows: Sequence[Row],
     records: Sequence[Sequence[Record]],
     storage: Storage,
+    draft: Draft,
 ) -> list[list[int | None]]:
     """Write one field of all rows in blocks; ``records[b][t]`` says where its values are.
 
@@ -331,9 +338,10 @@ def _write_field(
         twin.attrs["units"] = spec.units
     crcs: list[list[int | None]] = []
     block = row_chunk * max(1, _BLOCK_BYTES // (step_bytes * n_steps * row_chunk))
+    room = np.empty((min(block, len(rows)), n_steps, *shape), dtype=kept)  # fresh memory is dear
     for first in range(0, len(rows), block):
         last = min(first + block, len(rows))
-        values = np.empty((last - first, n_steps, *shape), dtype=kept)
+        values = room[: last - first]
         for b in range(first, last):
             for t, record in enumerate(records[b]):
                 os.preadv(rows[b].fd, [values[b - first, t]], record.payload_at)
@@ -344,6 +352,7 @@ def _write_field(
             values = values.astype(dtype)
             crcs += [[zlib.crc32(step.data) for step in row] for row in values]
         data[first:last] = values if time else values[:, 0]
+        draft.check()
     return crcs
 
 
@@ -363,9 +372,11 @@ def _inspect_field(
     row_bytes = data.dtype.itemsize * max(1, int(np.prod(data.shape[1:])))
     row_chunk = data.chunks[0] if data.chunks else 1
     block = row_chunk * max(1, _BLOCK_BYTES // (row_bytes * row_chunk))
+    room = np.empty((min(block, n_rows), *data.shape[1:]), dtype=data.dtype)
     for first in range(0, n_rows, block):
-        part = slice(first, first + block)
-        values = data[part]
+        part = slice(first, min(first + block, n_rows))
+        values = room[: part.stop - first]
+        data.read_direct(values, part)
         _check_crcs(spec.name, values, crcs[part], first, is_output)
         if twin is not None:
             exact = twin[0][part]

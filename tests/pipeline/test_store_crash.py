@@ -30,7 +30,7 @@ from simlab.store import files
 from simlab.store.store import SnapshotStore
 
 SMALL = 1200
-OPERATIONS = ("write_all", "sync", "truncate", "rename", "unlink", "sync_directory")
+OPERATIONS = ("write_all", "write_at", "sync", "truncate", "rename", "unlink", "sync_directory")
 
 
 def run_campaign(path, schema, n, note=None, segment_bytes=2500, shard_bytes=6000):
@@ -162,6 +162,8 @@ class Faulty:
             if name == "write_all":  # tear it in the middle
                 data = b"".join(bytes(item) for item in args[1])
                 os.write(args[0], data[: len(data) * 2 // 3])
+            if name == "write_at":
+                os.pwrite(args[0], bytes(args[1])[: len(args[1]) * 2 // 3], args[2])
             if self.how == "crash":
                 self.is_dead = True
                 raise Crash
