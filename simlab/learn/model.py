@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from simlab.core.config import as_table, build
-from simlab.core.errors import SchemaError, StoreError
+from simlab.core.errors import ConfigError, SchemaError, StoreError
 from simlab.core.metrics import relative_l2, summary
 from simlab.core.runs import publish, software
 from simlab.core.samples import Sample, Trajectory
 from simlab.learn.encoding import Encoding, Ranges
+from simlab.learn.layout import WindowLayout, learned_schema
 from simlab.learn.networks import ScaledNetwork
 from simlab.learn.settings import TrainSettings
 from simlab.store.schema import Schema
@@ -39,50 +40,128 @@ class Model:
     Parameters
     ----------
     settings : TrainSettings
-        Its operator and seed decide the initial weights.
+        Its operator and seed decide the initial weights; with ``ahead`` it is a one-step network.
     schema : Schema
+        Of the trajectories.
 
     Attributes
     ----------
+    encoding : Encoding
+        Of what the network learns from: steps, or windows of a one-step network.
     network : ScaledNetwork
     ranges : Ranges
         What the training data covered.
     validation : dict of str to float, optional
         Quantiles of the relative L2 error on validation trajectories, and their number ``n``.
+    one_step : dict of str to float, optional
+        Those of the errors of their single states, each predicted from true ones.
     """
 
     def __init__(self, settings: TrainSettings, schema: Schema) -> None:
         self.settings, self.schema = settings, schema
-        self.encoding = Encoding(schema)
+        learned = learned_schema(settings, schema)
+        self._layout = WindowLayout(schema, settings.ahead) if settings.ahead else None
+        self._steps = Encoding(schema)
+        self.encoding = self._steps if self._layout is None else self._layout.encoding
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.network = ScaledNetwork(settings.operator.build(schema), self.encoding)
+            self.network = ScaledNetwork(settings.operator.build(learned), self.encoding)
         self.ranges = Ranges.empty(self.encoding)
         self.validation: dict[str, float] | None = None
+        self.one_step: dict[str, float] | None = None
 
     def __repr__(self) -> str:
         n = sum(p.numel() for p in self.network.parameters())
         return f"Model({self.settings.operator!r}, schema={self.schema.name!r}, {n} weights)"
 
     def predict(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-        """Return output fields by name, each of shape (n_samples, T, *grid), float32."""
-        n_times = self.encoding.n_times
-        times = np.asarray(self.schema.times)
-        parts: list[dict[str, np.ndarray]] = []
-        for group in _groups(samples, max(1, _CHUNK // n_times)):
-            conditions = np.stack([self.encoding.condition(sample) for sample in group])
-            query = self.encoding.query(
-                np.repeat(conditions, n_times, axis=0), np.tile(times, len(group))
-            )
-            chunks = [self._forward(query[i : i + _CHUNK]) for i in range(0, len(query), _CHUNK)]
-            fields = self.encoding.decode(np.concatenate(chunks))
-            parts.append(
-                {name: v.reshape(len(group), n_times, *v.shape[1:]) for name, v in fields.items()}
-            )
-        if not parts:
-            empty = {spec.name: self.schema.field_shape(spec) for spec in self.encoding.outputs}
-            return {n: np.zeros((0, n_times, *s), dtype=np.float32) for n, s in empty.items()}
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        """Return output fields by name, each of shape (n_samples, T, *grid), float32.
+
+        A one-step network goes on from its own answers, all samples of a chunk at once.
+        """
+        march = self._at_all_times if self._layout is None else self._rollout
+        groups = _groups(samples, self._together)
+        return self._fields([march(self._conditions(group)) for group in groups])
+
+    def predict_steps(self, trajectories: Iterable[Trajectory]) -> dict[str, np.ndarray]:
+        """Return every stored state as a one-step network makes it from true ones.
+
+        ``ahead`` states at a time, then the next ``ahead`` from the true last of these.
+
+        Returns
+        -------
+        dict of str to ndarray, shape (n, T, *grid), float32
+
+        Raises
+        ------
+        ConfigError
+            When this network does not go by steps.
+        """
+        if self._layout is None:
+            raise ConfigError("this network gives a state at any time at once: train.ahead is 0")
+        made = []
+        for group in _groups(trajectories, self._together):
+            conditions = self._conditions([trajectory.sample for trajectory in group])
+            truth = np.stack([self._steps.rows(trajectory) for trajectory in group])
+            states = truth[:, :, self._steps.condition_size + self._steps.n_time :]
+            made.append(self._teacher_forced(conditions, states))
+        return self._fields(made)
+
+    @property
+    def _together(self) -> int:
+        """Samples that are predicted at once: a rollout takes one step of all of them."""
+        return _CHUNK if self._layout is not None else max(1, _CHUNK // self._steps.n_times)
+
+    def _conditions(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return what the samples bring, shape (n_samples, condition_size of steps)."""
+        return np.stack([self._steps.condition(sample) for sample in samples])
+
+    def _fields(self, made: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return fields by name of parts of shape (b, T, C_out, *grid)."""
+        n_times, shape = self._steps.n_times, (self._steps.n_outputs, *self.schema.shape)
+        made = made or [np.zeros((0, n_times, *shape), dtype=np.float32)]
+        channels = np.concatenate(made).reshape(-1, *shape)
+        return {
+            name: values.reshape(-1, n_times, *values.shape[1:])
+            for name, values in self._steps.decode(channels).items()
+        }
+
+    def _at_all_times(self, conditions: np.ndarray) -> np.ndarray:
+        """Return states (b, T, C_out, *grid), each from the sample and its time."""
+        b, times = len(conditions), np.asarray(self.schema.times)
+        made = self._forward(np.repeat(conditions, len(times), axis=0), np.tile(times, b))
+        return made.reshape(b, len(times), *made.shape[1:])
+
+    def _rollout(self, conditions: np.ndarray) -> np.ndarray:
+        """Return states (b, T, C_out, *grid), each made from the predicted one before."""
+        layout, b = self._layout, len(conditions)
+        assert layout is not None
+        shape = (self._steps.n_outputs, *self.schema.shape)
+        made = np.empty((b, self._steps.n_times, *shape), dtype=np.float32)
+        for k in layout.begins():
+            now = made[:, k - 1].reshape(b, -1) if k else layout.start(conditions)
+            times = np.full(b, layout.schema.times[k])
+            values = self._forward(layout.condition(conditions, now), times)
+            made[:, k : k + layout.ahead] = values.reshape(b, layout.ahead, *shape)
+        return made
+
+    def _teacher_forced(self, conditions: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Return states (b, T, C_out, *grid) made from the true ones (b, T, C_out * points)."""
+        layout, b = self._layout, len(conditions)
+        assert layout is not None
+        before = np.concatenate([layout.start(conditions)[:, None], states], axis=1)
+        begins = layout.begins()
+        query = layout.condition(
+            np.repeat(conditions, len(begins), axis=0),
+            before[:, begins].reshape(b * len(begins), -1),
+        )
+        values = self._forward(query, np.tile(np.asarray(layout.schema.times)[begins], b))
+        shape = (self._steps.n_outputs, *self.schema.shape)
+        values = values.reshape(b, len(begins), layout.ahead, *shape)
+        made = np.empty((b, self._steps.n_times, *shape), dtype=np.float32)
+        for place, k in enumerate(begins):
+            made[:, k : k + layout.ahead] = values[:, place]
+        return made
 
     def estimate(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return the validated 95 % quantile of the error, shape (n_samples,).
@@ -91,10 +170,12 @@ class Model:
         """
         if self.validation is None:
             return np.full(len(samples), np.inf)
-        inside = [
-            self.ranges.contains(self.encoding.features(self.encoding.condition(sample)))
-            for sample in samples
-        ]
+        if not len(samples):
+            return np.zeros(0)
+        conditions = self._conditions(samples)
+        if self._layout is not None:
+            conditions = self._layout.condition(conditions, self._layout.start(conditions))
+        inside = [self.ranges.contains(self.encoding.features(given)) for given in conditions]
         return np.where(inside, self.validation["p95"], np.inf)
 
     def errors(self, trajectories: Iterable[Trajectory]) -> np.ndarray:
@@ -102,21 +183,45 @@ class Model:
 
         One per trajectory: the largest over its fields, those whose truth vanishes left out.
         """
-        found: list[np.ndarray] = []
-        for group in _groups(trajectories, max(1, _CHUNK // self.encoding.n_times)):
-            predictions = self.predict([trajectory.sample for trajectory in group])
-            worst = np.zeros(len(group))
-            for name, prediction in predictions.items():
-                truth = np.stack([trajectory.outputs[name] for trajectory in group])
-                worst = np.fmax(worst, relative_l2(prediction, truth))
-            found.append(worst)
+        found = [
+            self._worst(self.predict([trajectory.sample for trajectory in group]), group, 1)
+            for group in _groups(trajectories, self._together)
+        ]
         return np.concatenate(found) if found else np.zeros(0)
 
-    def validate(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Measure the error on trajectories that were never trained on, and keep its quantiles."""
+    def step_errors(self, trajectories: Iterable[Trajectory]) -> np.ndarray:
+        """Return relative L2 errors of :meth:`predict_steps` over space, shape (n, T), float64."""
+        found = [
+            self._worst(self.predict_steps(group), group, 2)
+            for group in _groups(trajectories, self._together)
+        ]
+        return np.concatenate(found) if found else np.zeros((0, self._steps.n_times))
+
+    def _worst(
+        self, made: dict[str, np.ndarray], group: Sequence[Trajectory], n_kept: int
+    ) -> np.ndarray:
+        """Return the largest error over the fields, by the first ``n_kept`` axes."""
+        errors = []
+        for name, prediction in made.items():
+            truth = np.stack([trajectory.outputs[name] for trajectory in group])
+            errors.append(relative_l2(prediction, truth, n_kept=n_kept))
+        return np.asarray(np.fmax.reduce([np.zeros_like(errors[0]), *errors]))
+
+    def validate(self, trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
+        """Measure the error on trajectories that were never trained on, and keep its quantiles.
+
+        Returns
+        -------
+        dict of str to dict
+            ``rel_l2``: quantiles over trajectories; of a one-step network over single states from
+            true ones, and those over trajectories as ``rollout``.
+        """
         errors = self.errors(trajectories)
         self.validation = summary(errors) | {"n": float(len(errors))}
-        return summary(errors)
+        if self._layout is None:
+            return {"rel_l2": summary(errors)}
+        self.one_step = summary(self.step_errors(trajectories))
+        return {"rel_l2": self.one_step, "rollout": summary(errors)}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and scales by name.
@@ -147,6 +252,7 @@ class Model:
             "schema": self.schema.to_json(),
             "ranges": {"lower": _finite(self.ranges.lower), "upper": _finite(self.ranges.upper)},
             "validation": self.validation,
+            "one_step": self.one_step,
             "versions": software(),
         }
         publish(directory / "model.json", json.dumps(facts, indent=1))
@@ -178,10 +284,17 @@ class Model:
         bounds = [_bounds(facts["ranges"][name]) for name in ("lower", "upper")]
         model.ranges = Ranges(*bounds)
         model.validation = facts["validation"]
+        model.one_step = facts.get("one_step")
         return model
 
-    def _forward(self, query: np.ndarray) -> np.ndarray:
-        """Evaluate rows without outputs, shape (B, ...), in evaluation mode without gradients."""
+    def _forward(self, conditions: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Evaluate rows (B, condition_size) at times (B,): (B, channels, *grid), no gradients."""
+        query = self.encoding.query(conditions, times)
+        return np.concatenate(
+            [self._evaluate(query[i : i + _CHUNK]) for i in range(0, len(query), _CHUNK)]
+        )
+
+    def _evaluate(self, query: np.ndarray) -> np.ndarray:
         n = self.encoding.condition_size
         shape = (len(query), self.encoding.n_inputs, *self.schema.shape)
         inputs = (

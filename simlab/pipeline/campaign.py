@@ -34,6 +34,7 @@ from simlab.core.comm import agreement, split, world
 from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.core.progress import duration
 from simlab.core.runs import RunDirectory
+from simlab.learn.layout import learned_schema
 from simlab.pipeline.case import Campaign, Case
 from simlab.pipeline.chain import Outcome
 from simlab.pipeline.order import AS_DRAWN, wanted_order
@@ -133,7 +134,7 @@ def check_case(case: Case) -> None:
     for sample in case.space.sample(1, case.campaign.seed, last):
         schema.check_sample(sample)
     if case.train is not None:
-        case.train.operator.check(schema)
+        case.train.operator.check(learned_schema(case.train, schema))
 
 
 def plan(case: Case, n_ranks: int, directory: Path) -> dict[str, str]:

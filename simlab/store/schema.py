@@ -151,11 +151,12 @@ class Schema:
         found = {spec.name: spec for spec in self.fields}
         spec = found.get(name)
         is_known = spec is not None and (spec.role, spec.location) == ("output", "grid")
+        order = spec.order if spec is not None else 0
         if isinstance(source, tuple):
             is_known &= len(source) == math.prod(self.shape) and set(source) <= set(self.parameters)
         elif isinstance(source, str) and source not in self.parameters:
             given = found.get(source)
-            is_known &= given is not None and given.role == "input" and given.order == spec.order
+            is_known &= given is not None and given.role == "input" and given.order == order
         if not is_known:
             raise SchemaError(
                 f"schema {self.name}: initial = {{{name!r}: {source!r}}}: expected an output on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -36,6 +36,7 @@ class MPPDE:
         Points to either side that a point hears from.
     """
 
+    marches: ClassVar[bool] = True
     bundle: int = Field(25, ge=1)
     width: int = Field(64, ge=1)
     layers: int = Field(6, ge=1)
