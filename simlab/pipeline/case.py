@@ -24,12 +24,16 @@ from simlab.core.errors import ConfigError
 from simlab.learn.settings import TrainSettings
 from simlab.linalg.ordering import orderings
 from simlab.linalg.system import LinearSolver, solvers
+from simlab.problems.breed import Breed
 from simlab.problems.family import ParameterSpace, ProblemFamily, families
 from simlab.problems.samplers import Sampler, samplers
 from simlab.problems.spaces import sampled_by
 from simlab.store.storage import Storage
 
-__all__ = ["Campaign", "Case", "load_case"]
+__all__ = ["AS_DRAWN", "Campaign", "Case", "load_case"]
+
+AS_DRAWN = "sample"
+"""Kind of the order that is none."""
 
 _PATH_KEYS = ("file", "mesh")
 
@@ -54,13 +58,15 @@ class Campaign:
     sampler : a sampler's kind or table, optional
         How scalar parameters are spread over their box: ``"sobol"``, ``"halton"``,
         ``{ kind = "lhs", n = 200 }``, ``{ kind = "list", file = "points.csv" }``; independent and
-        uniform when left out. Fields are drawn as ever.
+        uniform when left out. Fields are drawn as ever. ``"breed"``: the training samples near
+        those that the training beside the campaign has found hard.
     train, valid, test : float
         Shares of the three splits; they add up to 1.
     order : "auto", or an ordering's kind or table
         In which the samples are solved: ``"sample"`` as drawn, ``"greedy"``, ``"hilbert"``; the
         held-out splits first, each part ordered by itself. ``"auto"``: greedy where the solver
-        carries something from system to system, as drawn otherwise. Splits do not depend on it.
+        carries something from system to system, as drawn otherwise, and where samples are drawn
+        one by one (``"breed"``). Splits do not depend on it.
     ranks_per_group : int
         Ranks that work on one system together; groups work side by side.
     max_failures : int
@@ -87,6 +93,11 @@ class Campaign:
         total = self.train + self.valid + self.test
         if abs(total - 1.0) > 1e-9:
             raise ConfigError(f"train + valid + test must add up to 1, found {total:g}")
+        if isinstance(self.sampler, Breed) and getattr(self.order, "kind", AS_DRAWN) != AS_DRAWN:
+            raise ConfigError(
+                f"order = {self.order.kind!r}: sampler 'breed' draws a sample when it is its turn, "
+                f"so there is nothing to order before; leave order out, or give '{AS_DRAWN}'"
+            )
 
     @property
     def split(self) -> dict[str, float]:
@@ -108,6 +119,30 @@ class Case:
     solver: Annotated[LinearSolver, solvers.field] = Field(default="auto", validate_default=True)
     campaign: Campaign = Campaign()
     train: TrainSettings | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.campaign.sampler, Breed):
+            self._check_active(self.train)
+
+    @staticmethod
+    def _check_active(train: TrainSettings | None) -> None:
+        """Refuse what active sampling cannot go with."""
+        name = "campaign.sampler 'breed'"
+        if train is None:
+            raise ConfigError(
+                f"{name} draws what a training finds hard, and the case has no [train] table: give "
+                "it one and use `simlab run`, or choose another sampler"
+            )
+        if train.mode != "live":
+            raise ConfigError(
+                f"train.mode = {train.mode!r}: with {name} the samples depend on how far the "
+                'training has come when each is drawn; mode = "live", or another sampler'
+            )
+        if train.channel not in ("tail", "stream"):
+            raise ConfigError(
+                f"train.channel = {train.channel!r}: with {name} training and solvers write into "
+                "one run directory; channel = 'tail' or 'stream', or another sampler"
+            )
 
     @cached_property
     def space(self) -> ParameterSpace:

@@ -33,7 +33,8 @@ from simlab.core.comm import agreement
 from simlab.core.errors import ConfigError, StoreError
 from simlab.linalg.ordering import KeyReduction, Ordering, cut, orderings, path_length
 from simlab.linalg.system import LinearSolver
-from simlab.pipeline.case import Case
+from simlab.pipeline.case import AS_DRAWN, Case
+from simlab.problems.breed import Breed
 from simlab.store import files
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["AS_DRAWN", "Order", "make_order", "order_file", "wanted_order"]
 
 log = logging.getLogger("simlab.campaign")
-
-AS_DRAWN = "sample"
-"""Kind of the order that is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +131,9 @@ def wanted_order(case: Case, solver: LinearSolver) -> Ordering:
     """Return the ordering that a case asks for when this solver does the work."""
     if case.campaign.order != "auto":
         return orderings.build(case.campaign.order)
-    return orderings.build("greedy" if getattr(solver, "wants_order", False) else AS_DRAWN)
+    is_known = not isinstance(case.campaign.sampler, Breed)  # what the samples will be
+    wants = is_known and getattr(solver, "wants_order", False)
+    return orderings.build("greedy" if wants else AS_DRAWN)
 
 
 def make_order(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from simlab.core.errors import ConfigError
 from simlab.core.samples import Sample
 from simlab.problems.family import ParameterSpace
 from simlab.problems.fields import Field
-from simlab.problems.samplers import Sampler, Uniform
+from simlab.problems.samplers import Bounds, Sampler, Uniform
 
-__all__ = ["Box", "FieldSpace", "Product", "sampled_by"]
+__all__ = ["Box", "FieldSpace", "Product", "bounds_of", "sampled_by"]
 
 
 def sampled_by(space: ParameterSpace, sampler: Sampler) -> ParameterSpace:
@@ -39,6 +39,32 @@ def sampled_by(space: ParameterSpace, sampler: Sampler) -> ParameterSpace:
             f"draws {', '.join(space.names)} otherwise: leave the sampler out"
         )
     return made
+
+
+def bounds_of(space: ParameterSpace) -> dict[str, tuple[float, float]]:
+    """Return the bounds of all scalars that a sampler would spread, by name.
+
+    Raises
+    ------
+    ConfigError
+        When the space has no box of scalars.
+    """
+    listener = _Listener()
+    sampled_by(space, listener).sample(1, 0)
+    return listener.bounds
+
+
+class _Listener:
+    """A sampler that notes what it is asked for."""
+
+    kind: ClassVar[str] = "uniform"
+
+    def __init__(self) -> None:
+        self.bounds: dict[str, tuple[float, float]] = {}
+
+    def draw(self, bounds: Bounds, n: int, seed: int, start: int = 0) -> np.ndarray:
+        self.bounds |= bounds
+        return Uniform().draw(bounds, n, seed, start)
 
 
 def _resampled(space: Any, sampler: Sampler) -> Any:
