@@ -100,6 +100,23 @@ class Ranks:
             start += gradient.numel()
         return float(flat[-1])
 
+    def gathered(self, rows: np.ndarray, most: int) -> np.ndarray:
+        """Return the rows of all ranks, in turn, float64. Collective.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (n, k)
+            At most ``most`` on any rank.
+        """
+        if self.size == 1:
+            return rows
+        padded = torch.full((most, rows.shape[1]), torch.nan, dtype=torch.float64)
+        padded[: len(rows)] = torch.from_numpy(rows)
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        together: np.ndarray = torch.cat(parts).numpy()
+        return together[~np.isnan(together).all(axis=1)]
+
     def wait(self) -> None:
         """Return when all ranks are here. Collective."""
         if self.size > 1:

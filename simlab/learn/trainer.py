@@ -37,6 +37,7 @@ from simlab.core.errors import ConfigError, ConvergenceError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
+from simlab.learn.active import ActiveSampling
 from simlab.learn.average import Average
 from simlab.learn.buffers import Recall
 from simlab.learn.encoding import Ranges
@@ -88,6 +89,8 @@ class Trainer:
     ranks : Ranks, optional
         The processes that train together, each calling every method with the same arguments;
         metrics, validation and the model are those of rank 0.
+    active : ActiveSampling, optional
+        Weights the losses of items, and is told of them.
 
     Examples
     --------
@@ -104,6 +107,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         solver_ranks: int = 0,
         ranks: Ranks | None = None,
+        active: ActiveSampling | None = None,
     ) -> None:
         self.settings, self.schema = settings, schema
         self.directory = None if directory is None else Path(directory)
@@ -118,6 +122,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self._observers, self._solver_ranks = tuple(observers), solver_ranks
+        self._active = active
         self._channels = self.model.encoding.field_channels()
         self._average = Average(self.model.network, settings.ema) if settings.ema else None
         self._given: Stream | None = None
@@ -171,6 +176,7 @@ class Trainer:
                 continue
             self._drawn = None
             loss = self.step(rows)
+            self._evolve()
             self._count_time(begun)
             self._observe(loss)
             if self.batch % self.settings.validate_every == 0 and not self.is_done:
@@ -226,7 +232,8 @@ class Trainer:
             torch.from_numpy(np.ascontiguousarray(part)) for part in self.model.encoding.split(rows)
         )
         network.observe(truth)
-        loss = self._loss(network(*inputs), truth)
+        losses = self._losses(network(*inputs), truth)
+        loss = losses.mean() if self._active is None else self._weighted(losses)
         loss.backward()
         value = self.ranks.average(network.parameters(), float(loss.detach()))
         if not math.isfinite(value):
@@ -240,17 +247,38 @@ class Trainer:
             self._average.update(self.batch)
         return value
 
-    def _loss(self, made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def _losses(self, made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Return the loss of every item, shape (B,)."""
         scale = self.model.network.scale_of(truth)
         if self.settings.loss == "mse":
-            return torch.mean(torch.square((made - truth) / scale))
+            return torch.square((made - truth) / scale).flatten(1).mean(dim=1)
         parts = []
         for channels in self._channels:
             error = (made[:, channels] - truth[:, channels]).flatten(1).norm(dim=1)
             values = truth[:, channels].flatten(1)
             floor = 0.01 * scale[channels].square().mean().sqrt() * math.sqrt(values.shape[1])
             parts.append(error / torch.maximum(values.norm(dim=1), floor))
-        return torch.stack(parts).mean()
+        return torch.stack(parts).mean(dim=0)
+
+    def _weighted(self, losses: torch.Tensor) -> torch.Tensor:
+        """Return the loss that active sampling wants, and tell it of the items'. Collective."""
+        active, items = self._active, self.buffer.drawn
+        assert active is not None
+        weights = active.weights(items)
+        found = np.column_stack([items, losses.detach().numpy()])
+        found = self.ranks.gathered(found, self.settings.batch)
+        active.note(found[:, :2].astype(np.int64), found[:, 2])
+        if weights is None:
+            return losses.mean()
+        return (losses * torch.from_numpy(weights).to(losses.dtype)).mean()
+
+    def _evolve(self) -> None:
+        """Have a new generation made when it is time."""
+        if self._active is None or self._given is None or self.ranks.rank:
+            return
+        made = self._active.evolve(len(self._given.finished))
+        if made is not None:
+            self._tell("sampling", batch=self.batch, **made)
 
     def _feed_from(self, stream: Stream) -> Feed | ReplayFeed:
         """Return what turns a stream into batches, made at its first use."""
@@ -302,6 +330,8 @@ class Trainer:
             "train_s": self._elapsed,
             "threads": torch.get_num_threads(),
         }
+        if self._active is not None:
+            values["sampling"] = self._active.report()
         self._tell("train", **values)
 
     def _validate(self, validation: Sequence[Trajectory]) -> None:
@@ -340,6 +370,7 @@ class Trainer:
             "batch": self.batch,
             "times": [self._elapsed, self._waited],
             "monitor": self._monitor.state_dict(),
+            "active": None if self._active is None else self._active.state_dict(),
         }
         folder = self._own(self.directory / _CHECKPOINTS)
         if self.ranks.rank == 0:
@@ -403,6 +434,8 @@ class Trainer:
         self.batch = state["batch"]
         self._elapsed, self._waited = state["times"]
         self._monitor.load_state_dict(state["monitor"])
+        if self._active is not None and state.get("active") is not None:
+            self._active.load_state_dict(state["active"])
         log.info("resumed at batch %d of %d", self.batch, self.settings.n_batches)
         return True
 
