@@ -61,9 +61,33 @@ class Encoding:
         self.n_inputs = sum(self.channels(spec) for spec in schema.inputs)
         self.n_outputs = sum(self.channels(spec) for spec in self.outputs)
         self.n_times = len(schema.times)
+        self.base = self._find_base()
         self.n_time = int(self.n_times > 1)
         self.condition_size = self.n_parameters + self.n_inputs * self.n_points
         self.row_size = self.condition_size + self.n_time + self.n_outputs * self.n_points
+
+    def _find_base(self) -> np.ndarray | None:
+        """Return the input channel that each output channel comes after, -1 for none, or None."""
+        begins, n = {}, 0
+        for spec in self.schema.inputs:
+            begins[spec.name] = n
+            n += self.channels(spec)
+        found: list[int] = []
+        for spec in self.outputs:
+            begin = -1 if spec.after is None else begins[spec.after]
+            found += [begin + (begin >= 0) * k for k in range(self.channels(spec))]
+        return np.array(found) if max(found) >= 0 else None
+
+    def learned(self, parts: Parts) -> np.ndarray:
+        """Return what a network is to give, (B, C_out, *grid): changes of what comes after."""
+        if self.base is None:
+            return parts.outputs
+        before = np.where(
+            (self.base >= 0).reshape(-1, *(1,) * self.schema.n_dims),
+            parts.fields[:, self.base],
+            np.float32(0.0),
+        )
+        return np.asarray(parts.outputs - before)
 
     def channels(self, spec: FieldSpec) -> int:
         """Return how many channels a field takes."""
@@ -166,7 +190,7 @@ class Encoding:
 
 @dataclass
 class Statistics:
-    """Sums over rows, one column per parameter, input channel and output channel, float64."""
+    """Sums over rows, one column per parameter, input channel and learned channel, float64."""
 
     count: np.ndarray
     total: np.ndarray
@@ -176,7 +200,7 @@ class Statistics:
     def of(cls, encoding: Encoding, rows: np.ndarray) -> Statistics:
         """Return the sums over rows of shape (B, row_size)."""
         parts = encoding.split(rows)
-        columns = [parts.parameters[..., None], parts.fields, parts.outputs]
+        columns = [parts.parameters[..., None], parts.fields, encoding.learned(parts)]
         flat = [a.reshape(*a.shape[:2], math.prod(a.shape[2:])).astype(np.float64) for a in columns]
         count = [np.full(a.shape[1], a.shape[0] * a.shape[2], dtype=np.float64) for a in flat]
         return cls(

@@ -6,6 +6,10 @@ item of another schema, with the inputs of the first and ``<field>_now``, with t
 ``<field>_next1`` to ``<field>_next<m>``, at the times t_k. What only says where a trajectory begins
 is no input of it: u_now does. Without ``initial`` windows begin at u_1 and all inputs stay.
 
+Networks learn the change u_{k+j} - u_k (``FieldSpec.after``), normalised by its own mean and
+deviation: with a small dt the state hardly changes, and a network that had to give it whole would
+spend itself on copying.
+
 Imports no torch: a case is checked with it.
 """
 
@@ -94,7 +98,7 @@ class WindowLayout:
         used = self._find_start(schema) if self.has_start else set()
         now = [replace(spec, name=f"{spec.name}_now", role="input") for spec in outputs]
         later = [
-            replace(spec, name=f"{spec.name}_next{k}")
+            replace(spec, name=f"{spec.name}_next{k}", after=f"{spec.name}_now")
             for k in range(1, ahead + 1)
             for spec in outputs
         ]

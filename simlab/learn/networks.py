@@ -134,7 +134,8 @@ class ScaledNetwork(nn.Module):
     """A network between normalisations: physical values in, physical values out.
 
     Mean and standard deviation are buffers, so they are saved with the weights; time is scaled by
-    the times of the schema.
+    the times of the schema. To outputs that come after an input field (``FieldSpec.after``) the
+    network gives the change.
     """
 
     mean_in: torch.Tensor
@@ -147,6 +148,7 @@ class ScaledNetwork(nn.Module):
         self.network = network
         self._n_parameters, self._n_time = encoding.n_parameters, encoding.n_time
         self._time = time_scale(encoding.schema.times)
+        self._base = None if encoding.base is None else torch.from_numpy(encoding.base)
         for name in ("mean_in", "std_in", "mean_out", "std_out"):
             self.register_buffer(name, torch.zeros(0))
         self.normalise(Normaliser.identity(encoding), encoding)
@@ -159,18 +161,25 @@ class ScaledNetwork(nn.Module):
             setattr(self, f"{kind}_in", values[:n].clone())
             setattr(self, f"{kind}_out", values[n:].clone())
 
-    def observe(self, outputs: torch.Tensor) -> None:
-        """Show outputs of a training batch, in physical units, to a network that asks for them.
+    def observe(self, fields: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Show inputs and outputs of a training batch, in physical units, to a network that asks.
 
-        A network does by having a method ``observe``; it gets them normalised, before the step.
+        A network does by having a method ``observe``; it gets what it is to give, normalised,
+        before the step.
         """
         observe: Any = getattr(self.network, "observe", None)
         if observe is not None:
             mean = self.mean_out.reshape(-1, *(1,) * (outputs.ndim - 2))
-            observe((outputs - mean) / self.scale_of(outputs))
+            observe((outputs - self._before(fields) - mean) / self.scale_of(outputs))
+
+    def _before(self, fields: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the changes, broadcastable to (B, C_out, *grid)."""
+        if self._base is None:
+            return fields.new_zeros(())
+        return torch.cat([fields, torch.zeros_like(fields[:, :1])], dim=1)[:, self._base]
 
     def scale_of(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return the standard deviation of each output channel, broadcastable to ``outputs``."""
+        """Return the standard deviation of what is learned of each channel, to broadcast."""
         return self.std_out.reshape(-1, *(1,) * (outputs.ndim - 2))
 
     def forward(
@@ -180,7 +189,7 @@ class ScaledNetwork(nn.Module):
         p, ones = self._n_parameters, (1,) * (fields.ndim - 2)
         parameters = (parameters - self.mean_in[:p]) / self.std_in[:p]
         mean, std = (v[p:].reshape(-1, *ones) for v in (self.mean_in, self.std_in))
-        fields = (fields - mean) / std
+        before, fields = self._before(fields), (fields - mean) / std
         time = (time - self._time[0]) / self._time[1]
         made = self.network(parameters, fields, time)
-        return made * self.scale_of(made) + self.mean_out.reshape(-1, *ones)
+        return before + made * self.scale_of(made) + self.mean_out.reshape(-1, *ones)

@@ -59,6 +59,9 @@ class FieldSpec:
     resampling : Resampling, optional
         Of an output on the grid: how it was made from one on the vertices. Shards then say so,
         with an estimate of the error.
+    after : str, optional
+        Of an output on the grid: the input field of the same order that it is the later state of.
+        Networks then learn the difference.
     """
 
     name: str
@@ -68,6 +71,7 @@ class FieldSpec:
     long_name: str = ""
     location: Literal["grid", "vertex"] = "grid"
     resampling: Resampling | None = None
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,20 @@ class Schema:
             raise SchemaError(f"schema {self.name}: fields on vertices need a mesh")
         for spec in self.fields:
             self._check_resampling(spec)
+            self._check_after(spec)
         for name, source in self.initial.items():
             self._check_initial(name, source)
+
+    def _check_after(self, spec: FieldSpec) -> None:
+        if spec.after is None:
+            return
+        given = {item.name: item for item in self.inputs}.get(spec.after)
+        is_output = (spec.role, spec.location) == ("output", "grid")
+        if not is_output or given is None or given.order != spec.order:
+            raise SchemaError(
+                f"schema {self.name}: {spec.name!r} comes after {spec.after!r}; that takes an "
+                "output on the grid and an input field of the same order"
+            )
 
     def _check_initial(self, name: str, source: str | float | tuple[str, ...]) -> None:
         found = {spec.name: spec for spec in self.fields}
