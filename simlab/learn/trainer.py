@@ -231,7 +231,7 @@ class Trainer:
         *inputs, truth = (
             torch.from_numpy(np.ascontiguousarray(part)) for part in self.model.encoding.split(rows)
         )
-        network.observe(truth)
+        network.observe(inputs[1], truth)
         losses = self._losses(network(*inputs), truth)
         loss = losses.mean() if self._active is None else self._weighted(losses)
         loss.backward()
