@@ -29,6 +29,7 @@ from simlab.linalg.clock import Clock
 from simlab.linalg.seed import Seed
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.pipeline.case import Case
+from simlab.pipeline.draws import Draws
 from simlab.pipeline.order import Order
 from simlab.pipeline.pilot import Decision
 from simlab.pipeline.stealing import Crew
@@ -119,6 +120,7 @@ class Chain:
         self, case: Case, run: RunDirectory, store: SnapshotStore, group: Group, order: Order
     ) -> None:
         self._case, self._run, self._store, self._group = case, run, store, group
+        self._draws = Draws(case, run, store, group)
         self.workspace = case.family.setup(group.comm)
         self.seed: Seed | None = None
         self.n_systems = 0
@@ -206,9 +208,11 @@ class Chain:
 
     def _solve(self, index: int, writer: Any) -> None:
         case, outcome = self._case, self._outcome
-        with self.clock("draw"), agreement(self._group.comm):
-            mu = case.space.sample(1, case.campaign.seed, index)[0]
-            self._begin(mu, writer)
+        with self.clock("draw"):
+            space = self._draws.space_of(index)
+            with agreement(self._group.comm):
+                mu = space.sample(1, case.campaign.seed, index)[0]
+                self._begin(mu, writer)
         try:
             for step in trajectory(case.family, mu, self.workspace, self._step, self.clock):
                 report = step.report
