@@ -175,6 +175,8 @@ class Generation:
     def from_json(cls, kept: Mapping[str, Any]) -> Generation:
         """Undo :meth:`to_json`."""
         shares = np.array(kept["shares"], dtype=float)
+        if not len(shares):
+            return cls()
         parents = np.array(kept["parents"], dtype=float).reshape(len(shares), -1)
         return cls(parents, shares, float(kept["bred"]))
 
