@@ -56,6 +56,9 @@ def run(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Times the solvers, or the trainer, are started again.")
     ] = 3,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds of silence, at least, that count as hung.")
+    ] = 30,
     verbose: Verbose = False,
 ) -> int:
     """Solve, train beside it, evaluate, plot and write the report page."""
@@ -89,7 +92,14 @@ def run(
     )
     n_batches = resolved.train.n_batches if resolved.train else 0
     code = supervise(
-        here, n, resolved.campaign.n, n_batches, petsc.arguments(), max_restarts, channel
+        here,
+        n,
+        resolved.campaign.n,
+        n_batches,
+        petsc.arguments(),
+        max_restarts=max_restarts,
+        channel=channel,
+        patience=patience,
     )
     if code == 130:
         typer.echo(f"stopped; `simlab run {case} --out {directory} --resume` goes on")

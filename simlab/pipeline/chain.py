@@ -29,6 +29,7 @@ from simlab.linalg.clock import Clock
 from simlab.linalg.seed import Seed
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.pipeline.case import Case
+from simlab.pipeline.heartbeat import Heart
 from simlab.pipeline.draws import Draws
 from simlab.pipeline.order import Order
 from simlab.pipeline.pilot import Decision
@@ -127,6 +128,7 @@ class Chain:
         self._state: Any = None
         self._adopted: Decision | None = None
         self._writer: Writer | None = None
+        self._heart = Heart(run, f"solvers-{group.index}")
         self._n_events = 0
         self._events: list[str] = []
         self.clock = Clock()
@@ -191,6 +193,8 @@ class Chain:
             tried.append(index)
             tally.report(self._outcome.done, self._outcome.failed, self._outcome.bytes)
             tally.seal_if_due(self._store)
+        if self._writer is not None:
+            self._heart.rest()
         return tried
 
     def seal(self) -> None:
@@ -230,6 +234,7 @@ class Chain:
                                 seconds=self._solve_seconds,
                             ),
                         )
+                        self._heart.beat()
                         outcome.bytes += sum(4 * values.size for values in step.fields.values())
                 outcome.iterations += report.iterations
                 outcome.operator_applies += report.operator_applies
@@ -254,6 +259,7 @@ class Chain:
         self._case.family.schema.check_sample(mu)
         if writer is not None:
             writer.begin(mu)
+            self._heart.beat()
             self._outcome.bytes += sum(4 * values.size for values in mu.fields.values())
 
     def _step(self, system: LinearSystem) -> SolveResult:

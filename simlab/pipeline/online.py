@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from simlab.core import environment
@@ -28,6 +29,7 @@ from simlab.core.errors import DependencyError, SimlabError
 from simlab.core.progress import Progress, console
 from simlab.core.runs import RunDirectory
 from simlab.core.signals import interrupts
+from simlab.pipeline.heartbeat import LEAST_PATIENCE
 from simlab.pipeline.supervisor import Side, supervising
 
 __all__ = ["launch_environment", "refusal", "solver_command", "supervise"]
@@ -144,6 +146,7 @@ def supervise(
     petsc_words: Sequence[str] = (),
     max_restarts: int = 3,
     channel: str = "tail",
+    patience: float = LEAST_PATIENCE,
 ) -> int:
     """Run a started run's campaign, and its training beside it when ``n_batches`` is not 0.
 
@@ -159,6 +162,8 @@ def supervise(
         How many times each side is started again when it dies.
     channel : {"tail", "stream"}
         Between them; for ``stream`` a server is kept beside the store until the trainer has ended.
+    patience : float
+        Seconds of silence, at least, before a side counts as hung (:mod:`.heartbeat`).
 
     Returns
     -------
@@ -177,19 +182,16 @@ def supervise(
     threads = max(1, (os.cpu_count() or 1) - n_ranks)
     words = ["generate", case, *common, *(["--", *petsc_words] if petsc_words else [])]
     command = solver_command(n_ranks, words)
-    sides = [Side(run, "solvers", "campaign", command, launch_environment(), max_restarts, refusal)]
+    one = partial(Side, run, max_restarts=max_restarts, patience=patience)
+    sides = [one("solvers", "campaign", command, launch_environment(), refusal=refusal)]
     if n_batches:
         command = [sys.executable, "-m", "simlab", "train", case, *common]
         command += ["--solver-ranks", str(n_ranks)]
-        sides.append(
-            Side(run, "trainer", "train", command, launch_environment(threads), max_restarts)
-        )
+        sides.append(one("trainer", "train", command, launch_environment(threads)))
     if n_batches and channel == "stream":
         command = [sys.executable, "-m", "simlab", "store", "serve", str(run.store.absolute())]
         command += ["--attach"]
-        sides.append(
-            Side(run, "server", "server", command, launch_environment(), max_restarts, serves=True)
-        )
+        sides.append(one("server", "server", command, launch_environment(), serves=True))
 
     def ask() -> None:
         log.warning("stopping after the sample and batch at hand; once more ends at once")

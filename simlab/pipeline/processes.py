@@ -13,16 +13,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ProcessMark", "end_heirs", "heirs"]
+__all__ = ["ProcessMark", "cpu_seconds", "end_heirs", "heirs", "is_any_stopped"]
 
 _PROC = Path("/proc")
-_STATE, _START_TICKS = 0, 19  # places in /proc/PID/stat, counted behind the name
+# places in /proc/PID/stat, counted behind the name
+_STATE, _USER_TICKS, _SYSTEM_TICKS, _START_TICKS = 0, 11, 12, 19
 _POLL_SECONDS = 0.02
 
 
@@ -94,6 +95,18 @@ def end_heirs(name: str, value: str, seconds: float = 10.0) -> int:
     while pids and heirs(name, value) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     return len(pids)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time that some processes have used so far, together."""
+    found = [facts for facts in map(_stat, pids) if facts]
+    ticks = sum(int(facts[_USER_TICKS]) + int(facts[_SYSTEM_TICKS]) for facts in found)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def is_any_stopped(pids: Iterable[int]) -> bool:
+    """Return whether a signal, or a debugger, has stopped one of some processes."""
+    return any(facts[_STATE] in "Tt" for facts in map(_stat, pids) if facts)
 
 
 def _stat(pid: int) -> list[str]:

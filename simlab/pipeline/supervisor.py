@@ -10,6 +10,9 @@ not be started again when a stop was asked for, when what it was asked to do is 
 or the launcher refused), when it ended twice running with the same error, and when it was started
 again ``max_restarts`` times already. The wait doubles with each death without progress.
 
+A side that is there but gives no sign of life for too long (:mod:`.heartbeat`) is killed, which
+makes it one that died.
+
 The process is noted in the manifest by pid and start time. A supervisor that comes after one that
 was killed finds it there and watches it (*adopts* it) instead of starting another; how an adopted
 process ended is read from the manifest, because only a parent is told the exit code. Before a side
@@ -30,6 +33,7 @@ from pathlib import Path
 
 from simlab.core.errors import ConfigError
 from simlab.core.runs import RunDirectory
+from simlab.pipeline.heartbeat import LEAST_PATIENCE, Pulse
 from simlab.pipeline.processes import ProcessMark, end_heirs, heirs
 
 __all__ = ["Side", "refuse_if_supervised", "supervising"]
@@ -59,6 +63,8 @@ class Side:
     command : sequence of str
     environment : mapping of str to str
     max_restarts : int
+    patience : float
+        Seconds of silence, at least, before it counts as hung.
     refusal : callable
         ``refusal(text)`` returns what to do when the process launcher refused, else nothing.
     serves : bool
@@ -84,6 +90,7 @@ class Side:
         max_restarts: int,
         refusal: Callable[[str], str] = lambda text: "",
         serves: bool = False,
+        patience: float = LEAST_PATIENCE,
     ) -> None:
         self.serves = serves
         self.name, self.failure, self.n_restarts = name, "", 0
@@ -102,6 +109,14 @@ class Side:
         self._last_error = ""
         self._n_idle = 0  # deaths running without progress
         self._is_progressing = False
+        self._hung = ""  # why it was killed for it
+        self._pulse = Pulse(
+            run,
+            name,
+            lambda: heirs(_VARIABLE, self._label),
+            patience,
+            counts_cpu=name == "trainer",  # no MPI
+        )
 
     @property
     def log_file(self) -> Path:
@@ -117,6 +132,7 @@ class Side:
             return
         self._mark, self._begin = mark, int(entry.get("log_from", 0))
         self._started = time.time()
+        self._pulse.begin()
         self._run.log_metric("adoption", side=self.name, pid=mark.pid)
         log.info("%s still run (pid %d): adopted, log in %s", self.name, mark.pid, self.log_file)
 
@@ -125,6 +141,8 @@ class Side:
         if n_left:
             log.warning("%d processes left of earlier %s were killed", n_left, self.name)
         self.log_file.parent.mkdir(exist_ok=True)
+        self._pulse.begin(fresh=True)
+        self._hung = ""
         self._begin = self.log_file.stat().st_size if self.log_file.exists() else 0
         self._run.update(**{self.section: {"state": "running"}})
         with self.log_file.open("ab") as file:
@@ -169,6 +187,11 @@ class Side:
                 self.has_ended = True
             else:
                 self._die(stopping)
+        elif not (stopping or self.serves or self._hung):
+            self._hung = self._pulse.look()
+            if self._hung:
+                log.warning("the %s: %s, so killed as hung", self.name, self._hung)
+                self.kill()
 
     def _is_running(self) -> bool:
         if self._process is not None:
@@ -196,7 +219,7 @@ class Side:
     def _die(self, stopping: bool) -> None:
         text = self._words()
         words = self._last_words(text)
-        error = words if words.startswith("error:") else ""
+        error = words if words.startswith("error:") and not self._hung else ""
         why = self._why_not_again(text, error, stopping)
         self._last_error = error
         if why is not None:
@@ -242,6 +265,8 @@ class Side:
         return None
 
     def _how(self) -> str:
+        if self._hung:
+            return f"a kill for being hung: {self._hung}"
         if self.code is None:
             return "an exit code nobody saw"
         if self.code in _WELL:

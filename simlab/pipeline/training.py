@@ -16,6 +16,7 @@ from simlab.core.samples import Trajectory
 from simlab.core.signals import interrupts
 from simlab.pipeline.case import Case
 from simlab.pipeline.evaluate import Evaluation, evaluate
+from simlab.pipeline.heartbeat import Heart
 from simlab.pipeline.order import AS_DRAWN
 from simlab.store.channel import Channel, TailChannel, open_channel, received_split
 from simlab.store.store import SnapshotStore
@@ -60,8 +61,10 @@ def train_run(
                 "--fresh deletes it and starts again"
             )
     with interrupts(_say_stopping) as received, run.phase("train") as facts:
+        heart = Heart(run, "trainer")
 
-        def stop() -> bool:
+        def stop() -> bool:  # asked before every batch, and while waiting for data
+            heart.beat()
             return bool(received) or run.stop_requested()
 
         channel = _wait_for_channel(case, run, stop)

@@ -1,98 +1,147 @@
-"""Random ``kill -9`` of solvers, trainer and supervisor: nothing is lost, nothing comes twice.
+"""Random ``kill -9`` of solvers, trainer, supervisor, and of two at once: nothing lost or doubled.
 
-How many: the environment variable KILLS, 6 when it is not set.
+How often each of the five is killed: the environment variable KILLS, 3 when it is not set.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from commands import ROOT, command, environment
 
+from simlab.core.runs import RunDirectory
 from simlab.learn.arrivals import read_arrivals
 from simlab.pipeline.processes import end_heirs, heirs
 from simlab.store.store import SnapshotStore
 
-N_KILLS = int(os.environ.get("KILLS", "6"))
-N_SAMPLES, N_BATCHES = 600, 400
+N_KILLS = int(os.environ.get("KILLS", "3"))
+N_SAMPLES, N_STEPS = 100 + 30 * N_KILLS, 6
+SECONDS = 300 + 60 * N_KILLS  # of patience, in all
+SIDES = ("solvers", "trainer")
+ROLES = {
+    "solvers": ["solvers"],
+    "trainer": ["trainer"],
+    "supervisor": ["supervisor"],
+    "both sides": ["solvers", "trainer"],
+    "supervisor and solvers": ["supervisor", "solvers"],
+    "supervisor and trainer": ["supervisor", "trainer"],
+}
+# Much work on few numbers: some 50 ms a sample, so that the run lasts as long as the kills.
 CASE = f"""
 [family]
-kind = "darcy"
-cells = 32
-[solver]
-kind = "direct"     # what it gives does not depend on the samples before
+kind = "lorenz"
+n_steps = {N_STEPS}
+substeps = 400
 [campaign]
 n = {N_SAMPLES}
 seed = 40961
 [train]
-operator = {{ kind = "fno", modes = 4 }}
-buffer = {{ kind = "reservoir", capacity = 1200, threshold = 16 }}
+operator = {{ kind = "mlp", hidden = [16] }}
+buffer = {{ kind = "reservoir", capacity = {N_SAMPLES * N_STEPS}, threshold = 16 }}
 mode = "deterministic"
-n_batches = {N_BATCHES}
+batch = 16
+n_batches = {N_SAMPLES * N_STEPS // 12}
 threads = 1
-checkpoint_seconds = 0.5
-validate_every = 80
-log_every = 5
+checkpoint_seconds = 0.3
+validate_every = 500
+log_every = 20
 """
 
 
-def start(folder: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
-    case = folder / "case.toml"
-    case.write_text(CASE)
-    return subprocess.Popen(
-        command(["run", case, "--out", out, "--max-restarts", "1000", *words]),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+class Killed:
+    """A run whose processes are killed; started again when its supervisor was."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.out, self._case = out, folder / "case.toml"
+        self._case.write_text(CASE)
+        self.supervisor = self._start()
+        self._since = dict.fromkeys(SIDES, 0.0)
+
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command(["run", self._case, "--out", self.out, "--max-restarts", "10000", *words]),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=(self.out.parent / f"{self.out.name}.err").open("ab"),
+            start_new_session=True,
+        )
+
+    def _is_supervised(self) -> bool:
+        with suppress(OSError):
+            opened = Path(f"/proc/{self.supervisor.pid}/fd").iterdir()
+            return any(os.readlink(entry).endswith(".supervisor.lock") for entry in opened)
+        return False
+
+    def is_at_work(self, victim: str) -> bool:
+        """Return whether it has got something done since it was killed last."""
+        if victim == "supervisor":
+            return self._is_supervised()
+        folder = self.out / ("store/inflight" if victim == "solvers" else "model/checkpoints")
+        alive = heirs("SIMLAB_SIDE", f"{victim} of {self.out}")
+        return bool(alive) and newest(folder.glob("*")) > self._since[victim]
+
+    def kill(self, victims: Iterable[str], draw: random.Random) -> None:
+        """Kill some processes or all of each victim, a supervisor first; start that again."""
+        victims = list(victims)
+        if "supervisor" in victims:
+            self.supervisor.kill()
+        for side in SIDES:
+            if side in victims:
+                pids = heirs("SIMLAB_SIDE", f"{side} of {self.out}")
+                for pid in draw.sample(pids, draw.randint(1, len(pids)) if pids else 0):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                self._since[side] = time.time()
+        if "supervisor" in victims:
+            self.supervisor.wait()
+            self.supervisor = self._start("--resume")
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self.supervisor.kill()
+        for side in SIDES:
+            end_heirs("SIMLAB_SIDE", f"{side} of {self.out}")
 
 
-def newest(out: Path, kind: str) -> float:
-    """Return when the last line of a kind was written, 0 when there is none."""
-    path = out / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return max((line["time"] for line in found if line["kind"] == kind), default=0.0)
+def newest(paths: Iterable[Path]) -> float:
+    """Return when the newest of some files was written, 0 when there is none."""
+    times = [0.0]
+    for path in paths:
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
-def killed(out: Path, supervisor: subprocess.Popen[bytes], n: int, folder: Path) -> Counter[str]:
-    """Kill roles at random moments of work, each at most a third of ``n`` times; run to the end."""
+def kill_at_random(run: Killed, n: int) -> Counter[str]:
+    """Kill each role ``n`` times, at a random moment of its work; one time in five of any state."""
     draw = random.Random(20907)
+    pairs = [role for role in ROLES if role.startswith("supervisor and")]
+    goal = {role: -(-n // len(pairs)) if role in pairs else n for role in ROLES}
     kills: Counter[str] = Counter()
-    since = {"solvers": 0.0, "trainer": 0.0, "supervisor": time.time()}
-    kinds = {"solvers": "campaign", "trainer": "train"}
-    while sum(kills.values()) < n and supervisor.poll() is None:
-        time.sleep(draw.uniform(0.2, 1.2))
-        ready = [role for role, kind in kinds.items() if newest(out, kind) > since[role]]
-        ready += ["supervisor"] * (time.time() > since["supervisor"] + 4)
-        ready = [role for role in ready if kills[role] < -(-n // 3)]
-        role = min(ready, key=lambda one: (kills[one], draw.random()), default="")
-        if role == "supervisor":
-            supervisor.kill()
-            supervisor.wait()
-            supervisor = start(folder, out, "--resume")
-        elif role and (pids := heirs("SIMLAB_SIDE", f"{role} of {out}")):
-            for pid in draw.sample(pids, draw.randint(1, len(pids))):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        else:
-            continue
-        kills[role] += 1
-        since[role] = time.time()
-    assert supervisor.wait(timeout=600) == 0
+    end = time.monotonic() + SECONDS
+    while open_roles := [role for role in ROLES if kills[role] < goal[role]]:
+        assert run.supervisor.poll() is None, f"the run ended first, after {dict(kills)}"
+        assert time.monotonic() < end, f"no role gets to work, after {dict(kills)}"
+        time.sleep(draw.uniform(0.0, 0.4))
+        role = max(open_roles, key=lambda one: (1 - kills[one] / goal[one], draw.random()))
+        others = [one for one in open_roles if all(map(run.is_at_work, ROLES[one]))]
+        if draw.random() < 0.2 and run.is_at_work("supervisor"):
+            others.append(role)  # may be just starting
+        if others:
+            role = role if role in others else draw.choice(others)
+            run.kill(ROLES[role], draw)
+            kills[role] += 1
     return kills
 
 
@@ -102,26 +151,31 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_equals_one_that_was_not(tmp_path) -> None:
-    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    calm, wild = Killed(tmp_path, tmp_path / "calm"), None
     try:
-        assert start(tmp_path, calm).wait(timeout=600) == 0
-        kills = killed(wild, start(tmp_path, wild), N_KILLS, tmp_path)
+        assert calm.supervisor.wait(timeout=SECONDS) == 0
+        begun = time.monotonic()
+        wild = Killed(tmp_path, tmp_path / "wild")
+        kills = kill_at_random(wild, N_KILLS)
+        seconds = time.monotonic() - begun
+        assert wild.supervisor.wait(timeout=SECONDS) == 0
     finally:
-        for out in (calm, wild):
-            for side in ("solvers", "trainer"):
-                end_heirs("SIMLAB_SIDE", f"{side} of {out}")
-    print(f"{sum(kills.values())} kills: {dict(kills)}")
-    assert all(kills[role] for role in ("solvers", "trainer", "supervisor"))
-    for out in (calm, wild):
+        calm.end()
+        if wild is not None:
+            wild.end()
+    n_seen = len(RunDirectory(wild.out).manifest()["restarts"])
+    print(f"{sum(kills.values())} kills in {seconds:.0f} s, {n_seen} restarts: {dict(kills)}")
+    for out in (calm.out, wild.out):
         store = SnapshotStore.open(out / "store")
         assert store.is_complete()
+        assert len(store.done()) == N_SAMPLES
         assert not store.verify(deep=True)
-        puts = [
-            rest for kind, rest, _ in read_arrivals(out / "model" / "arrivals.log") if kind == "p"
-        ]
-        expected = {f"{index} 0" for index in store.ids("train").tolist()}
+        arrivals = read_arrivals(out / "model" / "arrivals.log")
+        puts = [rest for kind, rest, _ in arrivals if kind == "p"]
+        ids = store.ids("train").tolist()
+        expected = {f"{index} {step}" for index in ids for step in range(N_STEPS)}
         assert set(puts) == expected
         assert len(puts) == len(expected)  # each exactly once
-    one, other = weights(calm), weights(wild)
+    one, other = weights(calm.out), weights(wild.out)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)

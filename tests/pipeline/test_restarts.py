@@ -19,11 +19,11 @@ from simlab.pipeline.processes import ProcessMark, end_heirs, heirs
 from simlab.pipeline.supervisor import Side, refuse_if_supervised, supervising
 from simlab.store.store import SnapshotStore
 
-N_SAMPLES, N_BATCHES = 400, 120
+N_SAMPLES, N_BATCHES = 240, 120
 SMALL = [
     "--set", "family.cells=24", "--set", f"campaign.n={N_SAMPLES}", "--set", "solver=fast",
     "--set", f"train.n_batches={N_BATCHES}", "--set", "train.operator.modes=4",
-    "--set", "train.buffer.threshold=16", "--set", "train.checkpoint_seconds=1",
+    "--set", "train.buffer.threshold=16", "--set", "train.checkpoint_seconds=0.3",
     "--set", "train.log_every=5",
 ]  # fmt: skip
 
@@ -80,11 +80,6 @@ def assert_whole(out: Path) -> dict:
     return manifest
 
 
-def kill_launcher(out: Path) -> None:
-    (launcher,) = (pid for pid in those(out, "solvers") if "mpirun" in commands_of(pid)[0])
-    os.kill(launcher, signal.SIGKILL)
-
-
 def kill_one_rank(out: Path) -> None:
     ranks = [pid for pid in those(out, "solvers") if "mpirun" not in commands_of(pid)[0]]
     os.kill(max(ranks), signal.SIGKILL)
@@ -95,9 +90,9 @@ def kill_trainer(out: Path) -> None:
     os.kill(trainer, signal.SIGKILL)
 
 
-def test_solvers_and_trainer_are_started_again_while_the_other_side_goes_on(tmp_path) -> None:
+def test_each_side_is_started_again_and_what_outlived_its_supervisor_is_adopted(tmp_path) -> None:
     out = tmp_path / "run"
-    process = start(out)
+    processes = [start(out)]
     try:
         wait_until(lambda: lines(out, "campaign"))
         trainer = those(out, "trainer")
@@ -106,50 +101,37 @@ def test_solvers_and_trainer_are_started_again_while_the_other_side_goes_on(tmp_
         assert those(out, "trainer") == trainer  # went on
         wait_until(lambda: lines(out, "train"))
         kill_trainer(out)
-        text, errors = process.communicate(timeout=240)
+        wait_until(lambda: len(lines(out, "restart")) == 2)
+        n_lines = len(lines(out, "train"))
+        wait_until(lambda: len(lines(out, "train")) > n_lines)
+        processes[0].kill()
+        processes[0].wait()
+        solvers, trainer = those(out, "solvers"), those(out, "trainer")
+        assert trainer
+        n_lines = len(lines(out, "train"))
+        processes.append(start(out, "--resume"))
+        wait_until(lambda: lines(out, "adoption"))
+        processes.append(start(out, "--resume"))
+        assert "supervised by another" in processes[2].communicate(timeout=60)[1]
+        assert processes[2].returncode == 2
+        text, errors = processes[1].communicate(timeout=240)
     finally:
-        process.kill()
+        for process in processes:
+            process.kill()
         end_heirs("SIMLAB_SIDE", f"solvers of {out}")
         end_heirs("SIMLAB_SIDE", f"trainer of {out}")
-    assert process.returncode == 0, errors
+    assert processes[1].returncode == 0, errors
     assert "report.html" in text
     manifest = assert_whole(out)
     assert [entry["side"] for entry in manifest["restarts"]] == ["solvers", "trainer"]
     assert [entry["number"] for entry in manifest["restarts"]] == [1, 1]
     assert manifest["restarts"][1]["code"] == -signal.SIGKILL
     assert [line["side"] for line in lines(out, "restart")] == ["solvers", "trainer"]
-
-
-def test_what_outlived_its_supervisor_is_adopted(tmp_path) -> None:
-    out = tmp_path / "run"
-    process = start(out)
-    again = None
-    try:
-        wait_until(lambda: lines(out, "train"))
-        process.kill()
-        process.wait()
-        solvers, trainer = those(out, "solvers"), those(out, "trainer")
-        assert trainer
-        again = start(out, "--resume")
-        wait_until(lambda: lines(out, "adoption"))
-        refused = start(out, "--resume")
-        assert "supervised by another" in refused.communicate(timeout=60)[1]
-        assert refused.returncode == 2
-        _, errors = again.communicate(timeout=240)
-        assert again.returncode == 0, errors
-    finally:
-        process.kill()
-        if again is not None:
-            again.kill()
-        end_heirs("SIMLAB_SIDE", f"solvers of {out}")
-        end_heirs("SIMLAB_SIDE", f"trainer of {out}")
-    manifest = assert_whole(out)
     adopted = {line["side"]: line["pid"] for line in lines(out, "adoption")}
     assert adopted["trainer"] in trainer
     assert adopted.get("solvers", 0) in [0, *solvers]
-    assert "restarts" not in manifest
-    # one trainer all along: no batch was logged twice
-    batches = [line["batch"] for line in lines(out, "train")]
+    # the adopted trainer was the only one: no batch of the time since was logged twice
+    batches = [line["batch"] for line in lines(out, "train")][n_lines:]
     assert batches == sorted(set(batches))
 
 
