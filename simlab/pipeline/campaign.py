@@ -42,6 +42,7 @@ from simlab.pipeline.pilot import samples_of_a_pilot
 from simlab.pipeline.stealing import Crew
 from simlab.pipeline.tally import Tally
 from simlab.pipeline.work import Work, ended_in, parts_of
+from simlab.problems.breed import Breed
 from simlab.problems.family import Family, marches
 from simlab.store.store import SnapshotStore
 
@@ -259,7 +260,8 @@ def run_campaign(
 
 def _order_in_words(case: Case) -> str:
     """Return what is known of the order before the solver has been chosen."""
-    if case.campaign.order == "auto" and samples_of_a_pilot(case):
+    is_active = isinstance(case.campaign.sampler, Breed)
+    if case.campaign.order == "auto" and samples_of_a_pilot(case) and not is_active:
         return "auto: greedy if the pilot picks a solver that carries a space, else as drawn"
     kind = wanted_order(case, case.solver).kind
     named = "as drawn" if kind == AS_DRAWN else kind

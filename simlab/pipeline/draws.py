@@ -1,4 +1,4 @@
-"""Where the next sample of a chain comes from: the case's space, or what a training wants to see.
+"""Where the next sample of a campaign comes from: the case's space, or what training wants to see.
 
 With active sampling (:mod:`simlab.problems.breed`) the parameters of a training sample are drawn
 when it is its turn, from the newest generation there is, and which one that is gets written down
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simlab.core.comm import Group, agreement
 from simlab.core.runs import RunDirectory
@@ -22,10 +23,31 @@ from simlab.problems.samplers import Given
 from simlab.problems.spaces import bounds_of, sampled_by
 from simlab.store.store import SnapshotStore
 
-__all__ = ["Draws", "sampling_directory"]
+if TYPE_CHECKING:
+    from simlab.learn.active import ActiveSampling
+    from simlab.store.channel import Channel
+
+__all__ = ["Draws", "active_sampling"]
 
 
-def sampling_directory(run: RunDirectory) -> Path:
+def active_sampling(case: Case, run: RunDirectory, channel: Channel) -> ActiveSampling | None:
+    """Return the trainer's side of a run's active sampling; None where there is none."""
+    from simlab.learn.active import ActiveSampling
+
+    sampler = case.campaign.sampler
+    if not isinstance(sampler, Breed):
+        return None
+    return ActiveSampling(
+        sampler,
+        bounds_of(case.space),
+        case.campaign.seed,
+        _directory(run),
+        n_runs=len(channel.ids("train")),
+        n_steps=len(channel.schema.times),
+    )
+
+
+def _directory(run: RunDirectory) -> Path:
     """Return where a run keeps generations and draws."""
     return run.path / "sampling"
 
@@ -50,7 +72,7 @@ class Draws:
     def _root(self) -> _Root:
         sampler = self._case.campaign.sampler
         assert isinstance(sampler, Breed)
-        return _Root(sampler, self._case, sampling_directory(self._run))
+        return _Root(sampler, self._case, _directory(self._run))
 
     def space_of(self, index: int) -> ParameterSpace:
         """Return the space that sample ``index`` is drawn from; collective on the group."""
