@@ -15,6 +15,7 @@ from simlab.core.runs import RunDirectory
 from simlab.core.samples import Trajectory
 from simlab.core.signals import interrupts
 from simlab.pipeline.case import Case
+from simlab.pipeline.draws import active_sampling
 from simlab.pipeline.evaluate import Evaluation, evaluate
 from simlab.pipeline.heartbeat import Heart
 from simlab.pipeline.order import AS_DRAWN
@@ -79,6 +80,7 @@ def train_run(
             run.model,
             observers=(run.log_metric, shown_by(progress)),
             solver_ranks=solver_ranks,
+            active=active_sampling(case, run, channel),
         )
         _warn_of_order(case, run)
         stream = FollowedStream(channel)
