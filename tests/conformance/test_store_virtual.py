@@ -201,6 +201,48 @@ def test_darcy(tmp_path):
         pdebench(store, nu="b")
 
 
+def test_pdebenchs_own_loaders_read_the_same(tmp_path, monkeypatch):
+    """All of the above through its own code, where that is on PYTHONPATH (an unpacked wheel)."""
+    theirs = pytest.importorskip("pdebench.models.fno.utils", reason="PDEBench not on PYTHONPATH")
+    used = []
+
+    def own_single(path, test, ratio, initial=2):
+        used.append("single")
+        return theirs.FNODatasetSingle(
+            path.name,
+            initial_step=initial,
+            saved_folder=f"{path.parent}/",
+            if_test=test,
+            test_ratio=ratio,
+        )
+
+    def own_many(path, test, ratio, initial=2):
+        used.append("many")
+        return theirs.FNODatasetMult(
+            path.stem,
+            initial_step=initial,
+            saved_folder=f"{path.parent}/",
+            if_test=test,
+            test_ratio=ratio,
+        )
+
+    monkeypatch.setitem(globals(), "single", lambda *words: arrays(own_single(*words)))
+    monkeypatch.setitem(globals(), "many", lambda *words: arrays(own_many(*words)))
+    cases = [(test_one_dimensional_scalar, monkeypatch), (test_darcy,)]
+    cases += [(test_flow, case.values[0]) for case in FLOWS]
+    cases += [(test_groups_of_every_kind_of_field, dims) for dims in (1, 2, 3)]
+    for number, (test, *words) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        test(folder, *words)
+    assert (used.count("single"), used.count("many")) == (16, 6)
+
+
+def arrays(dataset):
+    """All samples of a dataset of tensors, as arrays."""
+    return [tuple(np.asarray(part) for part in dataset[i]) for i in range(len(dataset))]
+
+
 def test_the_schema_chooses_the_layout():
     one, vector = FieldSpec("u"), FieldSpec("q", order=1)
     assert layout_of(SCALAR) == "scalar"

@@ -208,6 +208,28 @@ def test_shards_keep_the_wells_format(tmp_path, dims, n_steps):
             check_well_format(path)
 
 
+def test_the_wells_own_check_finds_nothing(tmp_path):
+    """Needs ``scripts`` of a checkout of The Well on PYTHONPATH: its package does not have it."""
+    checks = pytest.importorskip(
+        "check_thewell_formatting", reason="scripts of a checkout of The Well not on PYTHONPATH"
+    )
+    for case in CASES:
+        dims, n_steps = case.values
+        for profile in PROFILES:
+            schema = make_schema(dims, n_steps, tensor=True, mesh=make_mesh())
+            store = campaign(tmp_path / f"{case.id}-{profile}", schema, 10, Storage(profile))
+            paths = list((store.path / "data").glob("*/*.h5"))
+            assert len(paths) >= 3
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for path in paths:
+                    checks.check_hdf5_format(str(path))
+    with h5py.File(path, "r+") as file:
+        file["t0_fields/u"].attrs["time_varying"] = False
+    with pytest.raises(AssertionError):
+        checks.check_hdf5_format(str(path))
+
+
 def test_the_format_check_can_fail(tmp_path):
     store = campaign(tmp_path / "s", make_schema(), n=10)
     path = next((store.path / "data" / "train").glob("*.h5"))
