@@ -29,8 +29,8 @@ from simlab.linalg.clock import Clock
 from simlab.linalg.seed import Seed
 from simlab.linalg.system import LinearSystem, SolveResult
 from simlab.pipeline.case import Case
-from simlab.pipeline.heartbeat import Heart
 from simlab.pipeline.draws import Draws
+from simlab.pipeline.heartbeat import Heart
 from simlab.pipeline.order import Order
 from simlab.pipeline.pilot import Decision
 from simlab.pipeline.stealing import Crew
