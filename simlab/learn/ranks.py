@@ -5,27 +5,46 @@ all ranks say whether they have a batch and whether they want to end; nobody ste
 and all end together. So streams of different length or pace make ranks wait, never hang. Gradients
 are averaged, so that R ranks with batches of B take the steps of one with batches of R B.
 
+``train.ranks = 2`` in a case file has `simlab train` and `simlab run` start the processes. From
+Python, also over several machines::
+
     torchrun --nproc-per-node 2 train.py
 
     with Ranks.join() as ranks:
         Trainer(settings, schema, "model", ranks=ranks).run(FollowedStream("runs/heat/store"))
+
+A rank that dies, or is silent for too long, makes the others raise :class:`CollectiveError`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from simlab.core.errors import CollectiveError
 from simlab.learn.encoding import Statistics
 from simlab.learn.stream import Item, Stream
 
 __all__ = ["Ranks", "ShareStream"]
+
+_LOOPBACK = Path("/sys/class/net/lo")
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, for a lost connection as for a timeout
+        first = str(error).splitlines()[0]
+        raise CollectiveError(f"another training process is gone or silent ({first})") from error
 
 
 class Ranks:
@@ -40,17 +59,36 @@ class Ranks:
         self.rank, self.size = rank, size
 
     @classmethod
-    def join(cls, seconds: float = 1800.0) -> Ranks:
+    def join(
+        cls,
+        seconds: float = 1800.0,
+        *,
+        rank: int = 0,
+        size: int = 0,
+        meeting: Path | None = None,
+    ) -> Ranks:
         """Return the ranks that ``torchrun`` started, connected; one rank without it. Collective.
 
         Parameters
         ----------
         seconds : float
             After which a rank that waits for another one gives up with an error.
+        rank, size, meeting : int, int, Path, optional
+            Without ``torchrun``, for processes of one machine: who this is of how many, and a file
+            in which they find each other, which is not there yet.
         """
+        patience = timedelta(seconds=seconds)
+        if meeting is not None and size > 1:
+            if _LOOPBACK.exists():
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK.name)
+            with _together():
+                dist.init_process_group(
+                    "gloo", f"file://{meeting}", patience, rank=rank, world_size=size
+                )
+            return cls(rank, size)
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+            dist.init_process_group("gloo", timeout=patience)
         return cls(dist.get_rank(), dist.get_world_size()) if size > 1 else cls()
 
     def __enter__(self) -> Ranks:
@@ -70,7 +108,8 @@ class Ranks:
         if self.size == 1:
             return values
         found = torch.from_numpy(np.array(values, dtype=np.float64))
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         reduced: np.ndarray = found.numpy()
         return reduced
 
@@ -79,7 +118,8 @@ class Ranks:
         if self.size == 1:
             return part
         total = torch.from_numpy(np.stack([part.count, part.total, part.square]))
-        dist.all_reduce(total)
+        with _together():
+            dist.all_reduce(total)
         return Statistics(*total.numpy())
 
     def average(self, parameters: Iterable[torch.nn.Parameter], loss: float) -> float:
@@ -92,7 +132,8 @@ class Ranks:
             if p.grad is not None
         ]
         flat = torch.cat([g.reshape(-1) for g in gradients] + [torch.tensor([loss])])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         flat /= self.size
         start = 0
         for gradient in gradients:
@@ -113,14 +154,16 @@ class Ranks:
         padded = torch.full((most, rows.shape[1]), torch.nan, dtype=torch.float64)
         padded[: len(rows)] = torch.from_numpy(rows)
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
+        with _together():
+            dist.all_gather(parts, padded)
         together: np.ndarray = torch.cat(parts).numpy()
         return together[~np.isnan(together).all(axis=1)]
 
     def wait(self) -> None:
         """Return when all ranks are here. Collective."""
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
 
 class ShareStream:

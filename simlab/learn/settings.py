@@ -63,6 +63,9 @@ class TrainSettings:
     threads : int
         Threads of torch; 0: the cores that solvers leave, and all of them once the solvers are
         done.
+    ranks : int
+        Processes of the trainer on this machine, each with its own trajectories, buffer and batches
+        of ``batch`` items: steps are those of one process with batches ``ranks`` times as large.
     log_every, validate_every : int
         Batches between metric lines and between validations.
     checkpoint_seconds : float
@@ -93,6 +96,7 @@ class TrainSettings:
     pilot: int = Field(16, ge=1)
     seed: int = Field(19937, ge=0)
     threads: int = Field(0, ge=0)
+    ranks: int = Field(1, ge=1)
     log_every: int = Field(10, ge=1)
     validate_every: int = Field(200, ge=1)
     checkpoint_seconds: float = Field(60.0, gt=0)

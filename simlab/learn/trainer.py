@@ -109,6 +109,13 @@ class Trainer:
         ranks: Ranks | None = None,
         active: ActiveSampling | None = None,
     ) -> None:
+        size = 1 if ranks is None else ranks.size
+        if settings.ranks not in (1, size):
+            raise ConfigError(
+                f"ranks: {settings.ranks} processes of the trainer are started by `simlab train` "
+                "and `simlab run`; here leave it at 1, start your script with torchrun and pass "
+                "ranks=Ranks.join()"
+            )
         self.settings, self.schema = settings, schema
         self.directory = None if directory is None else Path(directory)
         self.model = Model(settings, schema)

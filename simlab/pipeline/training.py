@@ -7,8 +7,9 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from simlab.core.config import build
 from simlab.core.errors import ConfigError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.runs import RunDirectory
@@ -23,7 +24,10 @@ from simlab.store.channel import Channel, TailChannel, open_channel, received_sp
 from simlab.store.store import SnapshotStore
 from simlab.store.stream import ENDPOINT
 
-__all__ = ["evaluate_run", "report_run", "train_run"]
+if TYPE_CHECKING:
+    from simlab.learn.ranks import Ranks
+
+__all__ = ["evaluate_run", "report_run", "train_beside", "train_run"]
 
 log = logging.getLogger("simlab.train")
 
@@ -51,6 +55,7 @@ def train_run(
     """
     from simlab.learn.stream import FollowedStream
     from simlab.learn.trainer import Trainer, shown_by
+    from simlab.pipeline.companions import training_ranks
 
     assert case.train is not None
     if run.model.exists():
@@ -74,26 +79,51 @@ def train_run(
             facts["state"] = "stopped"
             return
         progress = Progress("training", case.train.n_batches, unit="batch")
-        trainer = Trainer(
-            case.train,
-            channel.schema,
-            run.model,
-            observers=(run.log_metric, shown_by(progress)),
-            solver_ranks=solver_ranks,
-            active=active_sampling(case, run, channel),
-        )
         _warn_of_order(case, run)
         stream = FollowedStream(channel)
-        if resume:
-            trainer.resume(stream)
-        with progress:
-            trainer.run(stream, validation, stop)
+        with training_ranks(run, case.train.ranks, solver_ranks, resume) as ranks:
+            trainer = Trainer(
+                case.train,
+                channel.schema,
+                run.model,
+                observers=(run.log_metric, shown_by(progress)),
+                solver_ranks=solver_ranks,
+                ranks=ranks,
+                active=active_sampling(case, run, channel),
+            )
+            if resume:
+                trainer.resume(stream)
+            with progress:
+                trainer.run(stream, validation, stop)
         facts |= {
             "state": "done" if trainer.is_done else "stopped",
             "batches": trainer.batch,
             "operator": repr(case.train.operator),
             "items": stream.n_items,
         }
+
+
+def train_beside(run: RunDirectory, ranks: Ranks, solver_ranks: int, resume: bool) -> None:
+    """Train as a further rank of :func:`train_run`, which says when to stop."""
+    from simlab.learn.stream import FollowedStream
+    from simlab.learn.trainer import Trainer
+
+    case = build(Case, run.manifest()["case"])
+    channel = _wait_for_channel(case, run, lambda: False)
+    assert case.train is not None
+    assert channel is not None
+    stream = FollowedStream(channel)
+    trainer = Trainer(
+        case.train,
+        channel.schema,
+        run.model,
+        solver_ranks=solver_ranks,
+        ranks=ranks,
+        active=active_sampling(case, run, channel),
+    )
+    if resume:
+        trainer.resume(stream)
+    trainer.run(stream)
 
 
 def evaluate_run(run: RunDirectory) -> Evaluation:
