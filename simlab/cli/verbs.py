@@ -46,7 +46,10 @@ def add_to(app: typer.Typer) -> None:
 
 def run(
     case: CasePath,
-    n: Annotated[int, typer.Option("-n", min=1, help="Solver ranks.")] = 1,
+    n: Annotated[
+        int | None,
+        typer.Option("-n", min=1, help="Solver ranks.", show_default="campaign.ranks_per_group"),
+    ] = None,
     out: Out = None,
     set_: Set = [],  # noqa: B006 (typer reads it)
     smoke: Smoke = False,
@@ -72,6 +75,7 @@ def run(
 
     configure_logging(verbose=verbose)
     resolved, directory = _resolve(case, out, set_, smoke)
+    n = n or resolved.campaign.ranks_per_group
     _check(resolved, n, directory)
     channel = resolved.train.channel if resolved.train else "tail"
     if channel not in ("tail", "stream"):

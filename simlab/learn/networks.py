@@ -64,7 +64,7 @@ class FourierNetwork(nn.Module):
 
 
 class DirectNetwork(nn.Module):
-    """Fully connected from scalars to all values of one grid (settings: ``MLP``)."""
+    """Fully connected, all values of one grid out of scalars and few values (settings: ``MLP``)."""
 
     def __init__(
         self, n_in: int, n_out: int, grid: tuple[int, ...], hidden: tuple[int, ...]
@@ -77,7 +77,8 @@ class DirectNetwork(nn.Module):
         self, parameters: torch.Tensor, fields: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
         """Return (B, C_out, *grid)."""
-        return self.layers(torch.cat([parameters, time], dim=1)).reshape(-1, *self.shape)
+        read = torch.cat([parameters, fields.flatten(1), time], dim=1)
+        return self.layers(read).reshape(-1, *self.shape)
 
 
 class BranchTrunkNetwork(nn.Module):

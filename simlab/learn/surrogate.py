@@ -27,6 +27,9 @@ _FEWEST_TO_SPLIT = 20
 class NeuralSurrogate:
     """A neural operator behind the surrogate protocol.
 
+    With ``TrainSettings(ahead=1)`` it learns to go from one stored state to the next, and predicts
+    a trajectory step by step from the initial state that the sample brings.
+
     Parameters
     ----------
     operator : Operator, str or mapping, optional
@@ -98,6 +101,18 @@ class NeuralSurrogate:
             trainer = Trainer(self.train, schema, observers=(*observers, shown_by(progress)))
             self._model = trainer.run(stream, validation)
         return self
+
+    @property
+    def ahead(self) -> int:
+        """States that a one-step network gives at once from the one before; 0: not one of these."""
+        return self.train.ahead
+
+    def predict_steps(self, trajectories: Iterable[Trajectory]) -> dict[str, np.ndarray]:
+        """Return every stored state as a one-step network makes it from true ones.
+
+        Shapes as of :meth:`predict`, which goes on from its own answers instead.
+        """
+        return self.model.predict_steps(trajectories)
 
     def predict(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         """Return output fields by name, each of shape (n_samples, T, *grid), float32."""

@@ -86,16 +86,25 @@ def loss_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
 
 @styled
 def validation_curve(metrics: Metrics, axis: Axes | None = None) -> Axes:
-    """Draw median, p95 and maximum of the validation samples' relative L2 error over batches."""
+    """Draw median, p95 and maximum of the validation samples' relative L2 error over batches.
+
+    Of a one-step network these are errors of single steps; the median of its rollouts is drawn too.
+    """
     axis = _axis(axis)
     keys = ("median", "p95", "max")
     values = series(metrics, "validation", "batch", *(f"rel_l2.{key}" for key in keys))
-    _log_scale(axis.yaxis, values[:, 1:], percent=True)
+    rollout = series(metrics, "validation", "rollout.median")[:, 0]
+    is_stepwise = bool(np.isfinite(rollout).any())
+    _log_scale(axis.yaxis, np.append(values[:, 1:].ravel(), rollout), percent=True)
+    marker = "o" if len(values) < 30 else None
     for k, key in enumerate(keys):
         axis.plot(
-            values[:, 0], values[:, k + 1], ("-", "--", ":")[k], color=COLOURS[k], label=key,
-            marker="o" if len(values) < 30 else None, markersize=3,
+            values[:, 0], values[:, k + 1], ("-", "--", ":")[k], color=COLOURS[k],
+            label=f"one step: {key}" if is_stepwise else key, marker=marker, markersize=3,
         )  # fmt: skip
+    if is_stepwise:
+        axis.plot(values[:, 0], rollout, "-.", color=COLOURS[3], label="rollout: median",
+                  marker=marker, markersize=3)  # fmt: skip
     axis.legend()
     return _labels(axis, "batch", "relative L2 error", "Validation error")
 
@@ -279,14 +288,29 @@ def error_distribution(
 
 @styled
 def error_in_time(evaluation: Evaluation, axis: Axes | None = None) -> Axes:
-    """Draw median and 95th percentile of the error at each stored time."""
+    """Draw median and 95th percentile of the error at each stored time.
+
+    Of a surrogate that goes by steps also the median error of one step from the truth.
+    """
     axis = _axis(axis)
+    steps = [item.one_step for item in evaluation.fields.values() if item.one_step is not None]
     for k, (name, item) in enumerate(evaluation.fields.items()):
         middle, high = _quantiles(item.per_time, (0.5, 0.95))
         axis.plot(evaluation.times, middle, color=COLOURS[k % 6], label=f"{name}: median")
         axis.plot(evaluation.times, high, "--", color=COLOURS[k % 6], label=f"{name}: p95")
-    axis.set_ylim(bottom=0)
-    axis.yaxis.set_major_formatter(_percent)
+        if item.one_step is not None:
+            (middle,) = _quantiles(item.one_step, (0.5,))
+            axis.plot(
+                evaluation.times, middle, ":", color=COLOURS[k % 6], label=f"{name}: one step"
+            )
+    if steps:
+        both = [item.per_time.ravel() for item in evaluation.fields.values()]
+        _log_scale(
+            axis.yaxis, np.concatenate([*both, *(item.ravel() for item in steps)]), percent=True
+        )
+    else:
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(_percent)
     axis.legend()
     return _labels(axis, "time", "relative L2 error at that time", "Error in time")
 

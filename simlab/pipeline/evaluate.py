@@ -12,6 +12,11 @@ seen in the absolute error only. A prediction with NaN or Inf counts as an infin
 
 Calibration compares ``surrogate.estimate`` with the largest error over the fields of each sample.
 
+A surrogate that goes by steps (``surrogate.ahead`` is not 0) predicts a trajectory from its first
+state: the errors above are those of the whole march. Next to them stand its *one-step* errors, of
+each stored state predicted from true ones (``surrogate.predict_steps``): they say how good the
+network is, the others how errors grow.
+
 Cost: one ``predict`` per sample, memory of one batch. Quantiles interpolate linearly, or step up to
 the next sample where some errors are infinite.
 """
@@ -22,7 +27,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,12 +57,15 @@ class FieldErrors:
         Relative L2 error per sample and stored time.
     baseline : ndarray, shape (n,), optional
         Errors of predicting the mean training output.
+    one_step : ndarray, shape (n, T), optional
+        Relative L2 error of each state predicted from true ones.
     """
 
     errors: np.ndarray
     rms: np.ndarray
     per_time: np.ndarray
     baseline: np.ndarray | None = None
+    one_step: np.ndarray | None = None
 
     @property
     def n_undefined(self) -> int:
@@ -68,6 +76,13 @@ class FieldErrors:
     def n_not_finite(self) -> int:
         """Samples with NaN or Inf in the prediction."""
         return int(np.count_nonzero(np.isinf(self.errors)))
+
+    def at_time(self, k: int) -> dict[str, Any]:
+        """Return the summary at the k-th time, and that of the one-step errors if there are any."""
+        found: dict[str, Any] = dict(summary(self.per_time[:, k]))
+        if self.one_step is not None:
+            found["one_step"] = summary(self.one_step[:, k])
+        return found
 
     def ranked(self) -> dict[str, int]:
         """Return the positions of the best, the median and the worst sample."""
@@ -152,10 +167,11 @@ class Evaluation:
                 entry["times_better"] = _quotient(
                     entry["baseline"]["mean"], entry["rel_l2"]["mean"]
                 )
+            if item.one_step is not None:
+                entry["one_step"] = summary(item.one_step)
             if len(self.times) > 1:
                 entry["per_time"] = [
-                    {"time": float(when), **summary(item.per_time[:, k])}
-                    for k, when in enumerate(self.times)
+                    {"time": float(when), **item.at_time(k)} for k, when in enumerate(self.times)
                 ]
             ranks = item.ranked()
             entry["samples"] = {name: int(self.indices[k]) for name, k in ranks.items()}
@@ -210,6 +226,8 @@ class Evaluation:
         lines = [f"relative L2 error on {self.n_test} test samples", head]
         for name, item in self.fields.items():
             rows = {"surrogate": item.errors}
+            if item.one_step is not None:
+                rows["one step"] = item.one_step
             if item.baseline is not None:
                 rows["mean output"] = item.baseline
             for label, errors in rows.items():
@@ -269,6 +287,7 @@ def evaluate(
     if baseline is not None and not isinstance(baseline, Mapping):
         baseline = mean_outputs(baseline)
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    one_step: dict[str, list[np.ndarray]] = {}
     indices: list[int] = []
     estimates: list[np.ndarray] = []
     missing: tuple[str, ...] = ()
@@ -286,6 +305,10 @@ def evaluate(
             truth = _truth(group, name, prediction)
             mean = None if baseline is None else baseline.get(name)
             parts.setdefault(name, []).append(_errors(np.asarray(prediction), truth, mean))
+        if getattr(surrogate, "ahead", 0):
+            for name, made in surrogate.predict_steps(group).items():  # type: ignore[attr-defined]
+                found = relative_l2(made, _truth(group, name, made), n_kept=2)
+                one_step.setdefault(name, []).append(found)
         indices += [sample.index for sample in samples]
         times = np.asarray(group[0].times, dtype=np.float64)
         missing = tuple(name for name in group[0].outputs if name not in predictions)
@@ -295,6 +318,8 @@ def evaluate(
         name: FieldErrors(*(np.concatenate(column) for column in zip(*rows, strict=True)))
         for name, rows in parts.items()
     }
+    for name, columns in one_step.items():
+        fields[name] = replace(fields[name], one_step=np.concatenate(columns))
     return Evaluation(fields, np.array(indices), times, np.concatenate(estimates), seconds, missing)
 
 

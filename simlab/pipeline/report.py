@@ -234,6 +234,9 @@ class _Report:
         for name, entry in fields.items():
             cells = [name, "surrogate", *(percent(entry["rel_l2"][key]) for key in SUMMARY)]
             rows.append(_row(cells, "chosen" if len(fields) == 1 else ""))
+            if "one_step" in entry:
+                cells = ["", "one step", *(percent(entry["one_step"][key]) for key in SUMMARY)]
+                rows.append(_row(cells, "faint"))
             if "baseline" in entry:
                 cells = ["", "mean output", *(percent(entry["baseline"][key]) for key in SUMMARY)]
                 rows.append(_row(cells, "faint"))
@@ -247,6 +250,12 @@ class _Report:
                     f"{name}: {entry['n_not_finite']} predictions hold NaN or Inf; their error "
                     "counts as infinite, shown as a dash."
                 )
+        if any("one_step" in entry for entry in fields.values()):
+            notes.append(
+                "This network goes by steps: the surrogate's error is that of whole trajectories "
+                "marched from their initial state; one step is each stored state made from the "
+                "true one before."
+            )
         trust = _section(self._evaluation, "calibration")
         if trust.get("n"):
             rank = trust.get("rank_correlation")
@@ -346,10 +355,12 @@ class _Report:
                 if key in last
             }
         if checks:
-            rel = _section(checks[-1], "rel_l2")
-            facts["validation error"] = ", ".join(
-                f"{key} {percent(rel[key])}" for key in SUMMARY if key in rel
-            )
+            found = {"validation error": "rel_l2"}
+            if "rollout" in checks[-1]:
+                found = {"error of one step": "rel_l2", "error of rollouts": "rollout"}
+            for name, entry in ((n, _section(checks[-1], key)) for n, key in found.items()):
+                quantiles = [f"{key} {percent(entry[key])}" for key in SUMMARY if key in entry]
+                facts[name] = ", ".join(quantiles)
         if not facts:
             text = (
                 "Training has not begun."

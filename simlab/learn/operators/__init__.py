@@ -160,9 +160,9 @@ class FNO:
 class MLP:
     """Fully connected network (mu, t) -> u on a fixed grid, ReLU.
 
-    For samples that scalars describe. A schema with input fields is refused: flattened fields would
-    tie the network to one grid and ask for a weight per grid point and hidden unit, which the other
-    networks do better.
+    For samples that scalars describe, or states of few numbers. Input fields of more than 64 values
+    together are refused: each asks for a weight per hidden unit, which the other networks do
+    better.
 
     Attributes
     ----------
@@ -170,16 +170,19 @@ class MLP:
         Widths of the hidden layers.
     """
 
+    _MOST_VALUES: ClassVar[int] = 64
     hidden: tuple[Count, ...] = (256, 256)
 
     def check(self, schema: Schema) -> None:
         """Raise :class:`ConfigError` when scalars do not describe a sample."""
-        check_inputs("mlp", schema)
-        if schema.inputs:
+        encoding = check_inputs("mlp", schema)
+        n_values = encoding.n_inputs * encoding.n_points
+        if n_values > self._MOST_VALUES:
             names = ", ".join(spec.name for spec in schema.inputs)
             raise ConfigError(
-                f"operator 'mlp' learns from scalar parameters only, but {schema.name!r} has the "
-                f"input fields {names}; use 'fno' or 'deeponet'"
+                f"operator 'mlp' learns from scalar parameters only, and from fields of at most "
+                f"{self._MOST_VALUES} values together; those of {schema.name!r} have {n_values}: "
+                f"{names}; use 'fno' or 'deeponet'"
             )
 
     def build(self, schema: Schema) -> nn.Module:
@@ -188,9 +191,8 @@ class MLP:
         from simlab.learn.networks import DirectNetwork
 
         encoding = Encoding(schema)
-        return DirectNetwork(
-            encoding.n_parameters + encoding.n_time, encoding.n_outputs, schema.shape, self.hidden
-        )
+        n_in = encoding.n_parameters + encoding.n_inputs * encoding.n_points + encoding.n_time
+        return DirectNetwork(n_in, encoding.n_outputs, schema.shape, self.hidden)
 
 
 @operators.register("deeponet")
