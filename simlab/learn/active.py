@@ -100,28 +100,34 @@ class ActiveSampling:
     def evolve(self, n_finished: int) -> dict[str, Any] | None:
         """Make a generation when it is time for one, and return what there is to say of it.
 
+        That is ``period`` finished runs after the last one, but not before as many have been
+        learned from: a training that begins late has much to see first.
+
         Parameters
         ----------
         n_finished : int
             Training runs that are complete.
         """
-        if n_finished - self._n_finished < self._breed.period:
+        breed = self._breed
+        if n_finished - self._n_finished < breed.period:
             return None
         self._read()
-        if self._breeder.n_drawn >= self._n_runs:
+        if n_finished - self._n_finished < breed.period or self._breeder.n_drawn >= self._n_runs:
+            return None
+        ids, fitness = self._fitness.candidates(breed, self._n_steps)
+        if len(ids) < min(breed.period, breed.window):
             return None
         effective = self._breeder.effective_share()
-        ids, fitness = self._fitness.candidates(self._breed, self._n_steps)
         made = self._breeder.evolve(ids, fitness)
         facts = {"finished": n_finished, "drawn": self._breeder.n_drawn, "ess": effective}
         self._files.write(self._breeder.newest, made, **facts)
         self._n_finished = n_finished
-        if effective < self._breed.least_ess:
+        if effective < breed.least_ess:
             log.warning(
                 "active sampling: %.0f %% of the samples count after weighting, less than "
                 "least_ess = %g: the next ones are uniform",
                 100 * effective,
-                self._breed.least_ess,
+                breed.least_ess,
             )
         say = {"generation": self._breeder.newest, "parents": len(made.shares), "bred": made.bred}
         return say | facts

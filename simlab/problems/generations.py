@@ -42,7 +42,7 @@ class GenerationFiles:
         return self._directory / f"generation-{number:04d}.json"
 
     def write(self, number: int, generation: Generation, **facts: Any) -> None:
-        """Keep a generation, with facts about how it was made.
+        """Keep a generation, with facts about how it was made; its writer knows it already.
 
         Raises
         ------
@@ -55,6 +55,7 @@ class GenerationFiles:
             is_new = files.publish(path, text, overwrite=False)
         if not is_new:
             raise StoreError(f"{path}: is there already; two trainings of one run at a time?")
+        self._n_read = max(self._n_read, number)
 
     def news(self) -> list[tuple[Generation, dict[str, Any]]]:
         """Return the generations since the last call, in order, with their facts.
