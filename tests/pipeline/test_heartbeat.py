@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from commands import ROOT, command, environment
 
 from simlab.core.runs import RunDirectory
+from simlab.learn.arrivals import read_arrivals
 from simlab.pipeline import heartbeat
 from simlab.pipeline.heartbeat import Heart, Pulse
 from simlab.pipeline.processes import end_heirs, heirs
@@ -184,25 +186,33 @@ def test_a_side_that_hangs_is_killed_started_again_and_said_so(run) -> None:
 # --- whole runs
 
 N_SAMPLES, N_STEPS = 60, 5
-CASE = f"""
+SIDES = ("solvers", "trainer", "server")
+
+
+def case_of(n: int, channel: str = "") -> str:
+    """Return a case of some 40 ms a sample, with a training when a channel to it is given."""
+    text = f"""
 [family]
 kind = "lorenz"
 n_steps = {N_STEPS}
 substeps = 300
 [campaign]
-n = {N_SAMPLES}
+n = {n}
 seed = 30817
 """
-TRAIN = """
+    training = f"""
 [train]
-operator = { kind = "mlp", hidden = [16] }
-buffer = { kind = "reservoir", capacity = 4000, threshold = 16 }
+operator = {{ kind = "mlp", hidden = [16] }}
+buffer = {{ kind = "reservoir", capacity = {n * N_STEPS}, threshold = 16 }}
+channel = "{channel}"
 batch = 16
 fresh = 4
-n_batches = 400
+n_batches = {n * N_STEPS // 4}
 threads = 1
-log_every = 5
+log_every = 1
+validate_every = 20
 """
+    return text + training * bool(channel)
 
 
 def start(tmp_path, text: str, *words: str) -> subprocess.Popen[str]:
@@ -229,18 +239,25 @@ def wait_until(claim, timeout: float = 120) -> None:
 def programs(tmp_path, side: str) -> list[int]:
     """Return the pids of a side without its launcher."""
     pids = heirs("SIMLAB_SIDE", f"{side} of {tmp_path / 'run'}")
-    return [pid for pid in pids if "python" in os.readlink(f"/proc/{pid}/exe")]
+    return [pid for pid in pids if "python" in executable(pid)]
+
+
+def executable(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:  # gone
+        return ""
 
 
 def end_all(tmp_path, process: subprocess.Popen[str]) -> None:
     process.kill()
-    for side in ("solvers", "trainer"):
+    for side in SIDES:
         end_heirs("SIMLAB_SIDE", f"{side} of {tmp_path / 'run'}")
 
 
 @pytest.mark.slow
 def test_a_stopped_solver_rank_is_replaced(tmp_path) -> None:
-    process = start(tmp_path, CASE, "-n", "2", "--patience", "1")
+    process = start(tmp_path, case_of(N_SAMPLES), "-n", "2", "--patience", "1")
     beats = tmp_path / "run" / "logs"
     try:
         wait_until(lambda: len(list(beats.glob("solvers-*.beat"))) == 2)
@@ -263,6 +280,52 @@ def resident(pids: list[int]) -> dict[int, float]:
     """Return the resident memory of some processes, MB."""
     found = {}
     for pid in pids:
-        with open(f"/proc/{pid}/statm") as file:
+        with suppress(OSError), open(f"/proc/{pid}/statm") as file:
             found[pid] = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     return found
+
+
+def batches(tmp_path) -> int:
+    path = tmp_path / "run" / "metrics.jsonl"
+    return path.read_text().count('"kind": "train"') if path.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "channel"), [(10, "tail"), (30, "tail"), (30, "stream")])
+def test_a_trainer_stopped_for_a_while_costs_neither_data_nor_memory(
+    tmp_path, seconds, channel
+) -> None:
+    """Limit of memory: 10 % above what each process held when the trainer was stopped."""
+    n = 20 * seconds + 100
+    process = start(tmp_path, case_of(n, channel))
+    out = tmp_path / "run"
+    try:
+        wait_until(lambda: batches(tmp_path) > 25)
+        pids = [pid for side in SIDES for pid in programs(tmp_path, side)]
+        (trainer,) = programs(tmp_path, "trainer")
+        before = most = resident(pids)
+        os.kill(trainer, signal.SIGSTOP)
+        n_before, n_done = batches(tmp_path), len(SnapshotStore.open(out / "store").done())
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            most = {pid: max(held, resident([pid]).get(pid, 0)) for pid, held in most.items()}
+        assert batches(tmp_path) == n_before  # it did stop
+        assert len(SnapshotStore.open(out / "store").done()) > n_done + 5  # solvers did not
+        os.kill(trainer, signal.SIGCONT)
+        while process.poll() is None and trainer in programs(tmp_path, "trainer"):
+            time.sleep(0.1)
+            most = {pid: max(held, resident([pid]).get(pid, 0)) for pid, held in most.items()}
+        _, errors = process.communicate(timeout=240)
+    finally:
+        end_all(tmp_path, process)
+    assert process.returncode == 0, errors
+    print({pid: (round(before[pid]), round(most[pid])) for pid in pids}, "MB")
+    assert all(most[pid] < 1.1 * before[pid] for pid in pids)
+    assert "restarts" not in RunDirectory(out).manifest()
+    store = SnapshotStore.open(out / "store")
+    assert len(store.done()) == n
+    puts = [rest for kind, rest, _ in read_arrivals(out / "model" / "arrivals.log") if kind == "p"]
+    assert sorted(puts) == sorted(
+        f"{index} {step}" for index in store.ids("train").tolist() for step in range(N_STEPS)
+    )
