@@ -32,6 +32,7 @@ __all__ = ["Model"]
 
 _FORMAT = 1
 _CHUNK = 64
+_STRETCHES = 8
 
 
 class Model:
@@ -207,21 +208,42 @@ class Model:
             errors.append(relative_l2(prediction, truth, n_kept=n_kept))
         return np.asarray(np.fmax.reduce([np.zeros_like(errors[0]), *errors]))
 
-    def validate(self, trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float]]:
+    def validate(self, trajectories: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
         """Measure the error on trajectories that were never trained on, and keep its quantiles.
 
         Returns
         -------
         dict of str to dict
             ``rel_l2``: quantiles over trajectories; of a one-step network over single states from
-            true ones, and those over trajectories as ``rollout``.
+            true ones, and those over trajectories as ``rollout``. With several times ``by_time``:
+            the same quantiles over the single states of (at most 8) equal stretches of time, a list
+            each, and the first and last time of each as ``first`` and ``last``.
         """
-        errors = self.errors(trajectories)
+        whole, single = [np.zeros(0)], [np.zeros((0, self._steps.n_times))]
+        for group in _groups(trajectories, self._together):
+            made = self.predict([trajectory.sample for trajectory in group])
+            whole.append(self._worst(made, group, 1))
+            single.append(self._worst(made, group, 2))
+        errors = np.concatenate(whole)
         self.validation = summary(errors) | {"n": float(len(errors))}
-        if self._layout is None:
-            return {"rel_l2": summary(errors)}
-        self.one_step = summary(self.step_errors(trajectories))
-        return {"rel_l2": self.one_step, "rollout": summary(errors)}
+        found: dict[str, dict[str, Any]] = {"rel_l2": summary(errors)}
+        if self._layout is not None:
+            self.one_step = summary(self.step_errors(trajectories))
+            found = {"rel_l2": self.one_step, "rollout": summary(errors)}
+        if self._steps.n_times > 1:
+            found["by_time"] = self._by_time(np.concatenate(single))
+        return found
+
+    def _by_time(self, errors: np.ndarray) -> dict[str, list[float]]:
+        """Return quantiles of errors (n, T) over stretches of time."""
+        stretches = np.array_split(np.arange(errors.shape[1]), min(_STRETCHES, errors.shape[1]))
+        times = self.schema.times
+        parts = [summary(errors[:, stretch]) for stretch in stretches]
+        return {
+            "first": [times[stretch[0]] for stretch in stretches],
+            "last": [times[stretch[-1]] for stretch in stretches],
+            **{name: [part[name] for part in parts] for name in parts[0]},
+        }
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and scales by name.

@@ -68,6 +68,9 @@ class TrainSettings:
         of ``batch`` items: steps are those of one process with batches ``ranks`` times as large.
     log_every, validate_every : int
         Batches between metric lines and between validations.
+    validator : {"auto", "inline", "process"}
+        Who validates on the way: the trainer between batches; a process of its own, so that
+        training never waits; or whichever is cheaper once the first validation has been timed.
     checkpoint_seconds : float
     channel : str
         How steps come from the solvers: ``"tail"`` reads the files of the run's store;
@@ -99,6 +102,7 @@ class TrainSettings:
     ranks: int = Field(1, ge=1)
     log_every: int = Field(10, ge=1)
     validate_every: int = Field(200, ge=1)
+    validator: Literal["auto", "inline", "process"] = "auto"
     checkpoint_seconds: float = Field(60.0, gt=0)
     channel: str = "tail"
 

@@ -48,6 +48,7 @@ from simlab.learn.pairs import PairedStream
 from simlab.learn.ranks import Ranks
 from simlab.learn.settings import TrainSettings
 from simlab.learn.stream import Stream
+from simlab.learn.validator import Report, Validator
 from simlab.store.schema import Schema
 
 __all__ = ["ARRIVALS", "Trainer", "shown_by"]
@@ -58,6 +59,7 @@ ARRIVALS = "arrivals.log"
 _CHECKPOINTS = "checkpoints"
 _SPREAD = 104729
 _IDLE_SECONDS = 0.01
+_DEAR_SECONDS = 20.0  # of validations to come: several times what it costs to start a process
 Observer = Callable[..., Any]
 
 
@@ -138,6 +140,8 @@ class Trainer:
         self._drawn: np.ndarray | None = None
         self._elapsed = self._waited = 0.0
         self._monitor = Monitor(self.model.encoding, self.buffer)
+        self._validator: Validator | None = None
+        self._validation_seconds = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -165,15 +169,27 @@ class Trainer:
             Of steps; with ``train.ahead`` its windows are trained on.
         validation : sequence of Trajectory
             Made beforehand, never streamed; its errors are reported every ``validate_every``
-            batches and become the model's own estimate of its error.
+            batches and become the model's own estimate of its error. It is pickled when a process
+            of its own is to validate.
         stop : callable
             Asked before every batch. A stopped run leaves a checkpoint and no finished model.
         """
+        try:
+            return self._run(stream, validation, stop)
+        finally:
+            if self._validator is not None:
+                self._validator.close()
+                self._validator = None
+
+    def _run(
+        self, stream: Stream, validation: Sequence[Trajectory], stop: Callable[[], bool]
+    ) -> Model:
         feed, ranks = self._feed_from(stream), self.ranks
         self._set_threads()
         saved = time.monotonic()
         while not ranks.any(self.is_done or stop()):
             begun = time.monotonic()
+            self._collect()
             has_news = self._fill(feed)
             rows = self._drawn
             if ranks.any(rows is None) or rows is None:
@@ -216,7 +232,7 @@ class Trainer:
         ranges.upper = self.ranks.largest(ranges.upper)
         if self._average is not None:
             self._average.place()
-        self._validate(validation)
+        self._validate(validation, last=True)
         if self.directory is not None and self.ranks.rank == 0:
             self.model.save(self.directory)
         self.ranks.wait()
@@ -341,13 +357,44 @@ class Trainer:
             values["sampling"] = self._active.report()
         self._tell("train", **values)
 
-    def _validate(self, validation: Sequence[Trajectory]) -> None:
+    def _validate(self, validation: Sequence[Trajectory], last: bool = False) -> None:
+        """Validate the weights after this batch, or have it done; the last one is waited for."""
         if not len(validation) or self.ranks.rank:
             return
-        average = self._average
+        if self._validator is None and self._wants_process():
+            self._validator = Validator(self.settings, self.schema, validation)
+        average, validator = self._average, self._validator
         with nullcontext() if average is None else average.in_place():
-            errors = self.model.validate(validation)
-        self._tell("validation", batch=self.batch, **errors)
+            if validator is not None and not validator.failure:
+                threads = torch.get_num_threads() if last else 1
+                validator.submit(self.batch, self.model.tensors(), threads)
+            if validator is not None and last:
+                self._tell_of(validator.finish())
+            is_told = validator is not None and not validator.failure
+            if not is_told:
+                begun = time.monotonic()
+                errors = self.model.validate(validation)
+                self._validation_seconds = time.monotonic() - begun
+                self._tell("validation", batch=self.batch, **errors)
+
+    def _wants_process(self) -> bool:
+        """Whether validations are to be made elsewhere: as asked, or because they are dear."""
+        if self.settings.validator != "auto":
+            return self.settings.validator == "process"
+        share = self._share
+        n_done = self.batch / self.settings.validate_every
+        n_left = n_done * (1.0 - share) / share
+        return n_left * self._validation_seconds > _DEAR_SECONDS
+
+    def _collect(self) -> None:
+        """Pass on what another process has found by now."""
+        if self._validator is not None:
+            self._tell_of(self._validator.collect())
+
+    def _tell_of(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            self.model.validation, self.model.one_step = report.validation, report.one_step
+            self._tell("validation", batch=report.batch, **report.errors)
 
     def _tell(self, kind: str, **values: Any) -> None:
         for observer in self._observers if self.ranks.rank == 0 else ():
