@@ -11,9 +11,10 @@ acknowledgement there is.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from simlab.core.errors import StoreError
 from simlab.store.events import Begin, End, Event, StepRecord, as_event, as_records
@@ -91,20 +92,45 @@ def follow(
 
 def follow_records(
     store: SnapshotStore, position: Position | None, at_most: int, n_bytes: int
-) -> tuple[list[bytes | memoryview], Position]:
-    """Return the same as records, one piece for each event, and end after about ``n_bytes``.
+) -> tuple[list[memoryview], list[int], Position]:
+    """Return the same as records, in runs of bytes, and end after about ``n_bytes``.
 
     What lies in segments is handed on as it is there, its values unchecked; see
-    :func:`simlab.store.events.as_event`.
+    :func:`simlab.store.events.as_event`. Records that are neighbours there are one run.
+
+    Returns
+    -------
+    list of memoryview
+        The runs.
+    list of int
+        For every event the run that its records are the next ones of.
+    Position
     """
-    walk = _Walk(store, position, at_most, _Records(store.schema))
-    pieces: list[bytes | memoryview] = []
+    walk = _Walk(store, position, at_most, _Records(store.schema, n_bytes))
+    runs: list[_Piece] = []
+    latest: dict[int, int] = {}  # by block; the runs keep the blocks
+    order: list[int] = []
     for piece in walk.events():
-        pieces.append(piece)
-        n_bytes -= len(piece)
-        if len(pieces) == at_most or n_bytes <= 0:
+        block, begin, end = piece
+        number = latest.get(id(block), -1)
+        if number >= 0 and runs[number].end == begin:
+            runs[number] = _Piece(block, runs[number].begin, end)
+        else:
+            number = latest[id(block)] = len(runs)
+            runs.append(piece)
+        order.append(number)
+        n_bytes -= end - begin
+        if len(order) == at_most or n_bytes <= 0:
             break
-    return pieces, walk.position()
+    return [block[begin:end] for block, begin, end in runs], order, walk.position()
+
+
+class _Piece(NamedTuple):
+    """The records of one event: where they lie in a block of bytes."""
+
+    block: memoryview
+    begin: int
+    end: int
 
 
 T = TypeVar("T", covariant=True)
@@ -114,6 +140,7 @@ class _Form(Protocol[T]):
     """How a walk hands out what it finds, in segments and in shards."""
 
     payloads: Literal["raw", "keep"]
+    budget: int  # bytes that will be wanted
 
     def live(self, group: Group) -> T: ...
 
@@ -122,6 +149,7 @@ class _Form(Protocol[T]):
 
 class _Events:
     payloads: Literal["raw", "keep"] = "keep"
+    budget = sys.maxsize
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
@@ -136,14 +164,16 @@ class _Events:
 class _Records:
     payloads: Literal["raw", "keep"] = "raw"
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, budget: int) -> None:
+        self._schema, self.budget = schema, budget
 
-    def live(self, group: Group) -> bytes | memoryview:
-        return group.data or b""
+    def live(self, group: Group) -> _Piece:
+        assert group.block is not None
+        return _Piece(group.block, group.begin - group.block_at, group.end - group.block_at)
 
-    def sealed(self, event: Event) -> bytes:
-        return as_records(self._schema, event)
+    def sealed(self, event: Event) -> _Piece:
+        records = memoryview(as_records(self._schema, event))
+        return _Piece(records, 0, len(records))
 
 
 class _Walk(Generic[T]):
@@ -211,11 +241,13 @@ class _Walk(Generic[T]):
             return
         try:
             size = os.fstat(fd).st_size
-            for group in scan(fd, start, size, self._form.payloads) if size > start else ():
+            form = self._form
+            groups = scan(fd, start, size, form.payloads, form.budget) if size > start else ()
+            for group in groups:
                 is_news = self._take(name, group.commit)
                 self._segments[name] = group.end
                 if is_news:
-                    yield self._form.live(group)
+                    yield form.live(group)
         finally:
             os.close(fd)
 

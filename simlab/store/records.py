@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -152,13 +153,18 @@ class SolverNames:
 
 @dataclass(slots=True)
 class Group:
-    """A committing record with the field records before it, and where they lie in the file."""
+    """A committing record with the field records before it, and where they lie in the file.
+
+    ``block`` is a piece of the file that holds them, where they were asked for as bytes, and
+    ``block_at`` where it lies. Neighbours share theirs.
+    """
 
     commit: Record
     begin: int
     end: int
     fields: list[Record] = field(default_factory=list)
-    data: memoryview | None = None
+    block: memoryview | None = None
+    block_at: int = 0
 
 
 def pack(
@@ -254,11 +260,12 @@ class _Window:
     """Reads of a file through blocks, so that small records cost few system calls.
 
     What is handed out lies in its block and keeps it alive. Fresh memory costs more than reading,
-    and large blocks cost least: they grow up to ``most`` bytes once a file is read on and on.
+    and large blocks cost least: they grow up to ``most`` bytes once a file is read on and on, but
+    not beyond the ``budget`` of bytes that will be wanted at all.
     """
 
-    def __init__(self, fd: int, end: int, most: int = _BLOCK) -> None:
-        self._fd, self._end, self._most = fd, end, most
+    def __init__(self, fd: int, end: int, most: int = _BLOCK, budget: int = sys.maxsize) -> None:
+        self._fd, self._end, self._most, self._budget = fd, end, most, budget
         self._at, self._n_blocks = 0, 0
         self._block = memoryview(b"")
 
@@ -271,10 +278,17 @@ class _Window:
                 self._n_blocks += 1
                 far = self._n_blocks - _FEW
                 n = _BLOCK if far < 0 else min(max(_BLOCK << min(far, 5), 8 * size), self._most)
+                n = min(n, max(self._budget, _BLOCK))
             room = np.empty(max(0, min(max(n, size), self._end - offset)), dtype=np.uint8)
             self._block = room.data[: os.preadv(self._fd, [room.data], offset)]
             self._at, start = offset, 0
+            self._budget -= len(self._block)
         return self._block[start : start + size]
+
+    def block(self, offset: int, size: int) -> tuple[memoryview, int]:
+        """Return a block that holds some bytes, and where it lies."""
+        self.read(offset, size)
+        return self._block, self._at
 
 
 class _Bytes:
@@ -285,6 +299,9 @@ class _Bytes:
 
     def read(self, offset: int, size: int) -> memoryview:
         return self._data[offset : offset + size]
+
+    def block(self, offset: int, size: int) -> tuple[memoryview, int]:
+        return self._data, 0
 
 
 def _read(window: _Window | _Bytes, offset: int, size: int, payloads: Payloads) -> Record | None:
@@ -336,17 +353,21 @@ def _read(window: _Window | _Bytes, offset: int, size: int, payloads: Payloads) 
     return record
 
 
-def scan(fd: int, offset: int, size: int, payloads: Payloads = "check") -> Iterator[Group]:
+def scan(
+    fd: int, offset: int, size: int, payloads: Payloads = "check", budget: int = sys.maxsize
+) -> Iterator[Group]:
     """Yield the whole groups between ``offset`` and ``size``.
 
     Parameters
     ----------
     payloads : {"skip", "raw", "check", "keep"}
-        Values of fields: jump over them, jump but hand out the bytes of each group unchecked,
-        check their CRC, or check and hand them out.
+        Values of fields: jump over them, jump but hand out the block that holds each group with its
+        values unchecked, check their CRC, or check and hand them out.
+    budget : int
+        About how many bytes the caller will take; no more than a block is read beyond them.
     """
     most = _MOST if payloads in ("raw", "keep") else _BLOCK
-    return _groups(_Window(fd, size, most), offset, size, payloads)
+    return _groups(_Window(fd, size, most, budget), offset, size, payloads)
 
 
 def scan_bytes(data: bytes | memoryview) -> Iterator[Group]:
@@ -364,8 +385,8 @@ def _groups(
         if record.kind in (Kind.INPUT, Kind.OUTPUT):
             fields.append(record)
             continue
-        data = window.read(begin, offset - begin) if payloads == "raw" else None
-        yield Group(record, begin, offset, fields, data)
+        block, at = window.block(begin, offset - begin) if payloads == "raw" else (None, 0)
+        yield Group(record, begin, offset, fields, block, at)
         begin, fields = offset, []
 
 

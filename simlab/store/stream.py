@@ -6,7 +6,8 @@
 One request, one reply. A request names a position; its reply brings the records after it as they
 lie in the segments, so the receiver checks the checksums that the solver's process made, and the
 position after them. Steps whose segment is gone come from their shard. The server keeps nothing
-about anybody.
+about anybody, and does nothing for a single value: it sends whole blocks of a segment, at most
+``_REPLY_BYTES`` a time, which still lie in the cache of the processor when they are checked.
 
 A request, and the head of a reply, are JSON with an HMAC-SHA256 under a random token, which lies
 with the server's address in a file that only its owner may read. Records are numbers and JSON;
@@ -43,7 +44,8 @@ __all__ = ["ENDPOINT", "LOOPBACK", "StreamChannel", "StreamServer"]
 
 ENDPOINT = "stream.json"
 LOOPBACK = "tcp://127.0.0.1:*"
-_REPLY_BYTES = 64 << 20
+_VERSION = 2
+_REPLY_BYTES = 16 << 20
 _LEAST_BYTES = 1 << 16
 _REQUEST_BYTES = 64 << 20
 _POLL_SECONDS = 0.1
@@ -77,13 +79,18 @@ def _read_endpoint(path: Path) -> tuple[str, str] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         mode = path.stat().st_mode & 0o777
-        address, token = str(content["address"]), str(content["token"])
+        address, token, version = str(content["address"]), str(content["token"]), content["v"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} cannot be read: {error}") from None
     if mode & 0o077:
         raise StoreError(f"{path}: others may read the token (mode {mode:03o}); chmod 600 it")
+    if version != _VERSION:
+        raise StoreError(
+            f"{path}: the server speaks version {version}, this simlab version {_VERSION}: start "
+            "`simlab store serve` of the same simlab beside the store"
+        )
     return address, token
 
 
@@ -171,7 +178,7 @@ class StreamServer:
         raise StoreError(f"cannot listen at {address}: {failure}") from failure
 
     def _publish(self) -> None:
-        content = {"v": 1, "address": self.address, "token": self._token, "pid": os.getpid()}
+        content = {"v": _VERSION, "address": self.address, "token": self._token, "pid": os.getpid()}
         draft = self.endpoint.with_name(f".{self.endpoint.name}.{files.process_id()}")
         with files.reported(self.endpoint):
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -187,24 +194,25 @@ class StreamServer:
             return [b'{"error":"wrong token"}', b""]
         self._asked = time.monotonic()
         head: dict[str, Any] = {"id": request.get("id")}
-        pieces: Sequence[bytes | memoryview] = ()
+        runs: Sequence[memoryview] = ()
         try:
             if request["ask"] == "records":
-                pieces, more = self._records(request)
+                runs, more = self._records(request)
             else:
                 more = self._describe()
             head |= more
         except (StoreError, KeyError, TypeError, ValueError, AttributeError) as error:
             head["error"] = f"{type(error).__name__}: {error}"
-            pieces = ()
-        return [*_signed(self._token, head), *pieces]
+            runs = ()
+        return [*_signed(self._token, head), *runs]
 
-    def _records(self, request: dict[str, Any]) -> tuple[list[bytes | memoryview], dict[str, Any]]:
+    def _records(self, request: dict[str, Any]) -> tuple[list[memoryview], dict[str, Any]]:
         position = request["position"] and Position.from_json(request["position"])
         n_bytes = min(int(request["n_bytes"]), _REPLY_BYTES)
-        pieces, after = follow_records(self._store, position, int(request["at_most"]), n_bytes)
-        is_complete = not pieces and self._store.is_complete()
-        return pieces, {"position": after.to_json(), "is_complete": is_complete}
+        at_most = int(request["at_most"])
+        runs, order, after = follow_records(self._store, position, at_most, n_bytes)
+        is_complete = not order and self._store.is_complete()
+        return runs, {"position": after.to_json(), "is_complete": is_complete, "runs": order}
 
     def _describe(self) -> dict[str, Any]:
         store = self._store
@@ -284,13 +292,13 @@ class StreamChannel:
             found = self._reply(self._request(position, at_most), position)
             if found is None:
                 return [], position
-            head, pieces = found
-            after = Position.from_json(head["position"])
+            head, runs = found
+            after, order = Position.from_json(head["position"]), head["runs"]
             self._is_complete = head["is_complete"]
-            if pieces:  # the server reads on while this side decodes
+            if order:  # the server reads on while this side decodes
                 self._send(self._request(after, at_most), after)
-            events = self._decoded(pieces)
-            if len(events) == len(pieces):
+            events = self._decoded(runs, order)
+            if len(events) == len(order):
                 return events, after
             if not events:  # damaged at the source: not there, as for who follows the files
                 return [], position
@@ -318,11 +326,12 @@ class StreamChannel:
             "n_bytes": self._n_bytes,
         }
 
-    def _decoded(self, pieces: list[Any]) -> list[Event]:
+    def _decoded(self, runs: list[Any], order: list[int]) -> list[Event]:
         """Return the records up to the first one whose checksum is wrong."""
+        scans = [scan_bytes(run.buffer) for run in runs]
         events: list[Event] = []
-        for piece in pieces:
-            group = next(scan_bytes(piece.buffer), None)
+        for number in order:
+            group = next(scans[number], None) if number < len(scans) else None
             if group is None:
                 break
             events.append(as_event(self.schema, group))
