@@ -1,11 +1,14 @@
 """Buffers: what they may drop, what they hand out, how evenly, and what their state holds."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from scipy.stats import chisquare
+from scipy.stats import chi2, chisquare
 
 from simlab.core.config import as_table
 from simlab.core.errors import ConfigError
@@ -108,6 +111,73 @@ def test_reservoirs_pick_uniformly(kind):
         np.add.at(counts, numbers(buffer.get(48)), 1)
     assert counts.sum() > 1e5
     assert chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", RESERVOIRS)
+def test_unseen_and_seen_are_drawn_and_victims_chosen_uniformly(kind):
+    """Over many seeds: 30 items seen and 20 not, 25 drawn, then 10 put for 10 seen ones."""
+    drawn, gone = np.zeros(50), np.zeros(50)
+    start = make(kind, capacity=50, threshold=0)
+    for number in range(30):
+        start.put(row(number), number % 5)
+    while start.n_unseen:
+        start.get(30)
+    for number in range(30, 50):
+        start.put(row(number), number % 5)
+    plain = start.state_dict()
+    for seed in range(600):
+        buffer = make(kind, capacity=50, seed=seed, threshold=0)
+        own = json.loads(buffer.state_dict()["plain"])["rng"]
+        state = plain | {"plain": json.dumps(json.loads(plain["plain"]) | {"rng": own})}
+        buffer.load_state_dict(state)
+        for number in range(10):
+            assert buffer.put(row(100 + number), number % 5)
+        held = buffer.columns([0])[:, 0].astype(int)
+        gone[np.setdiff1d(np.arange(50), held)] += 1
+        buffer.load_state_dict(state)
+        np.add.at(drawn, numbers(buffer.get(25)), 1)
+    assert gone[30:].sum() == 0  # nobody has seen these
+    assert gone.sum() == 6_000
+    # without replacement the counts spread less than a multinomial's: chi-square errs on the
+    # side of a low statistic, so both ends are looked at
+    for counts, share in ((drawn, 25 / 50), (gone[:30], 10 / 30)):
+        expected = 600 * share
+        statistic = np.sum((counts - expected) ** 2) / (expected * (1 - share))
+        assert 1e-3 < chi2(len(counts) - 1).sf(statistic) < 1 - 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_costs_little_beside_its_copy(kind):
+    """Processor time of put and get, a sample of 16 KiB each, less that of two copies of it."""
+    width, n, batch = 4096, 8000, 8
+    buffer = buffers.build({"kind": kind, "capacity": 1500}).build(width, 3)
+    rows = np.ones((1500, width), dtype=np.float32)
+    slab = np.empty_like(rows)
+
+    def through_the_buffer():
+        for i in range(0, n, batch):
+            for k in range(batch):
+                buffer.put(rows[(i + k) % 1500], (i + k) % 100, i)
+            buffer.get(batch)
+
+    def copied():
+        for i in range(0, n, batch):
+            places = [(7919 * (i + k)) % 1500 for k in range(batch)]
+            for k in range(batch):
+                slab[places[k]] = rows[(i + k) % 1500]
+            slab[places]
+
+    def seconds(work):
+        begun = time.process_time()
+        work()
+        return time.process_time() - begun
+
+    through_the_buffer()
+    spent = min(seconds(through_the_buffer) for _ in range(4)) - min(
+        seconds(copied) for _ in range(4)
+    )
+    assert spent / n < 30e-6
 
 
 def test_time_stratified_picks_times_uniformly():

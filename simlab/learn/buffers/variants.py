@@ -72,12 +72,14 @@ class _Stratified(Buffer):
 
     def _draw(self, n: int) -> list[int]:
         bags = [self._strata[stratum].members for stratum in sorted(self._strata)]
-        quotas = self._quotas(n, np.array([len(bag) for bag in bags]))
-        slots: list[int] = []
-        for place in np.flatnonzero(quotas).tolist():
-            bag = bags[place]
-            picks = self._rng.choice(len(bag), size=int(quotas[place]), replace=False)
-            slots += [bag[i] for i in picks.tolist()]
+        sizes = np.array([len(bag) for bag in bags])
+        quotas = self._quotas(n, sizes)
+        alone = np.flatnonzero(quotas == 1)  # most, where times are many: one call for them all
+        picks = self._rng.integers(sizes[alone])
+        slots = [bags[place][i] for place, i in zip(alone.tolist(), picks.tolist(), strict=True)]
+        for place in np.flatnonzero(quotas > 1).tolist():
+            picks = self._rng.choice(sizes[place], size=quotas[place], replace=False)
+            slots += [bags[place][i] for i in picks.tolist()]
         for slot in slots:
             if not self._draws[slot]:
                 self._unseen.remove(slot)
