@@ -107,7 +107,8 @@ class _Companion:
         assert self._process.stdout is not None
         said = [line[len(_FAILED) :] for line in self._process.stdout if line.startswith(_FAILED)]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"training process {self.rank} ended with {said[-1].strip() if said else how}"
+        who = f"training process {self.rank} (pid {self._process.pid})"
+        return f"{who} ended with {said[-1].strip() if said else how}"
 
     def end(self) -> None:
         """End it if it still runs."""

@@ -134,7 +134,7 @@ def test_a_rank_that_dies_ends_the_others(begin, tmp_path):
     process, other = begin()
     os.kill(other, signal.SIGKILL)
     assert process.wait(60) == 1
-    assert "error: training process 1 ended with signal SIGKILL" in log.read_text()
+    assert f"error: training process 1 (pid {other}) ended with signal SIGKILL" in log.read_text()
 
 
 @pytest.mark.slow
