@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,8 +35,11 @@ def bench(
     samples: Annotated[
         int | None, typer.Option("--samples", help="skr: systems per table.")
     ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="online: parts joined by commas: e1,e3,wall.")
+    ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", help="skr: draw figures into this folder.")
+        Path | None, typer.Option("--figures", help="skr, online: draw figures into this folder.")
     ] = None,
 ) -> int:
     """Measure and print one table: every contestant, losing ones too, side by side."""
@@ -47,7 +50,8 @@ def bench(
             typer.echo(f"{known:16}  {line}")
         return 0
     module = runner.bench_module(name)
-    options = {"family": family, "n": n, "pc": pc, "samples": samples, "figures": figures}
+    options: dict[str, Any] = {"family": family, "n": n, "pc": pc, "samples": samples}
+    options |= {"experiment": experiment, "figures": figures}
     given = {key: value for key, value in options.items() if value is not None}
     for key in given.keys() - inspect.signature(module.run).parameters.keys():
         raise ConfigError(f"bench {name} has no option --{key}")
