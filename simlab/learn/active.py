@@ -65,6 +65,7 @@ class ActiveSampling:
         self._n_finished = 0  # when the newest generation was made
         self._mix = np.zeros(1)
         self._effective: list[float] = []
+        self._has_warned = False
         self._read()
 
     def _read(self) -> None:
@@ -122,10 +123,11 @@ class ActiveSampling:
         facts = {"finished": n_finished, "drawn": self._breeder.n_drawn, "ess": effective}
         self._files.write(self._breeder.newest, made, **facts)
         self._n_finished = n_finished
-        if effective < breed.least_ess:
+        if effective < breed.least_ess and not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "active sampling: %.0f %% of the samples count after weighting, less than "
-                "least_ess = %g: the next ones are uniform",
+                "least_ess = %g: the next ones are uniform until that has changed",
                 100 * effective,
                 breed.least_ess,
             )
