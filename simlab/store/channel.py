@@ -39,7 +39,7 @@ class Channel(Protocol):
 
         Nothing new: no records and a new position. No answer for now: no records and the very
         ``position`` that was given. What was not asked for is never sent, so ``at_most`` is the
-        control of the flow.
+        control of the flow; of large records fewer come at a time (``CALL_BYTES``).
         """
         ...
 

@@ -11,7 +11,6 @@ acknowledgement there is.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -26,7 +25,18 @@ from simlab.store.shards import field_path
 if TYPE_CHECKING:
     from simlab.store.store import SnapshotStore
 
-__all__ = ["Begin", "End", "Event", "Position", "StepRecord", "follow", "follow_records"]
+__all__ = [
+    "CALL_BYTES",
+    "Begin",
+    "End",
+    "Event",
+    "Position",
+    "StepRecord",
+    "follow",
+    "follow_records",
+]
+
+CALL_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,16 @@ class Position:
 def follow(
     store: SnapshotStore, position: Position | None, at_most: int
 ) -> tuple[list[Event], Position]:
-    """Return up to ``at_most`` events after ``position``, and the position after them."""
-    walk = _Walk(store, position, at_most, _Events(store.schema))
+    """Return up to ``at_most`` events after ``position``, and the position after them.
+
+    Large ones end the call after about ``CALL_BYTES``: memory that was just used is used again.
+    """
+    form = _Events(store.schema)
+    walk = _Walk(store, position, at_most, form)
     events: list[Event] = []
     for event in walk.events():
         events.append(event)
-        if len(events) == at_most:
+        if len(events) == at_most or form.n_bytes >= CALL_BYTES:
             break
     return events, walk.position()
 
@@ -149,12 +163,13 @@ class _Form(Protocol[T]):
 
 class _Events:
     payloads: Literal["raw", "keep"] = "keep"
-    budget = sys.maxsize
 
     def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+        self._schema, self.budget = schema, CALL_BYTES
+        self.n_bytes = 0  # handed out
 
     def live(self, group: Group) -> Event:
+        self.n_bytes += group.end - group.begin
         return as_event(self._schema, group)
 
     def sealed(self, event: Event) -> Event:

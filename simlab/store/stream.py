@@ -7,7 +7,7 @@ One request, one reply. A request names a position; its reply brings the records
 lie in the segments, so the receiver checks the checksums that the solver's process made, and the
 position after them. Steps whose segment is gone come from their shard. The server keeps nothing
 about anybody, and does nothing for a single value: it sends whole blocks of a segment, at most
-``_REPLY_BYTES`` a time, which still lie in the cache of the processor when they are checked.
+``CALL_BYTES`` a time, which still lie in the cache of the processor when they are checked.
 
 A request, and the head of a reply, are JSON with an HMAC-SHA256 under a random token, which lies
 with the server's address in a file that only its owner may read. Records are numbers and JSON;
@@ -34,7 +34,7 @@ import numpy as np
 from simlab.core.errors import DependencyError, StoreError
 from simlab.store import files
 from simlab.store.events import Event, as_event
-from simlab.store.follow import Position, follow_records
+from simlab.store.follow import CALL_BYTES, Position, follow_records
 from simlab.store.records import scan_bytes
 from simlab.store.schema import Schema
 from simlab.store.splits import assign
@@ -45,7 +45,6 @@ __all__ = ["ENDPOINT", "LOOPBACK", "StreamChannel", "StreamServer"]
 ENDPOINT = "stream.json"
 LOOPBACK = "tcp://127.0.0.1:*"
 _VERSION = 2
-_REPLY_BYTES = 16 << 20
 _LEAST_BYTES = 1 << 16
 _REQUEST_BYTES = 64 << 20
 _POLL_SECONDS = 0.1
@@ -208,7 +207,7 @@ class StreamServer:
 
     def _records(self, request: dict[str, Any]) -> tuple[list[memoryview], dict[str, Any]]:
         position = request["position"] and Position.from_json(request["position"])
-        n_bytes = min(int(request["n_bytes"]), _REPLY_BYTES)
+        n_bytes = min(int(request["n_bytes"]), CALL_BYTES)
         at_most = int(request["at_most"])
         runs, order, after = follow_records(self._store, position, at_most, n_bytes)
         is_complete = not order and self._store.is_complete()
@@ -265,7 +264,7 @@ class StreamChannel:
         self._for: Position | None = None  # the position it names
         self._heard = time.monotonic()
         self._is_silent = self._is_complete = False
-        self._n_bytes = _REPLY_BYTES
+        self._n_bytes = CALL_BYTES
         while (found := self._reply({"ask": "describe"}, None)) is None:
             if stop():
                 raise StoreError(f"{self._endpoint}: no answer before a stop was asked for")
@@ -352,7 +351,7 @@ class StreamChannel:
         now = time.monotonic()
         if found is not None:
             self._heard, self._is_silent = now, False
-            self._n_bytes = min(2 * self._n_bytes, _REPLY_BYTES)
+            self._n_bytes = min(2 * self._n_bytes, CALL_BYTES)
             return found
         self._is_silent = True
         if now - self._heard > self._patience:

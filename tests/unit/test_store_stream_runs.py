@@ -7,6 +7,7 @@ import pytest
 from store_helpers import SEED, make_schema, sample_of, step_of, write
 
 from simlab.core.errors import StoreError
+from simlab.store import follow, stream
 from simlab.store.channel import TailChannel
 from simlab.store.events import as_event
 from simlab.store.follow import StepRecord, follow_records
@@ -93,6 +94,26 @@ def test_replies_end_after_so_many_bytes(tmp_path, monkeypatch):
     n_bytes = sum(map(len, runs))
     assert size // 10 <= n_bytes < size // 10 + 10_000
     assert n_read < size // 10 + (1 << 18) + 10_000
+
+
+def test_large_records_come_a_few_at_a_time(tmp_path, monkeypatch):
+    """The same few through both channels, and in the end all of them."""
+    make_store(tmp_path, n=20, dims=3)
+    expected = [plain(event) for event in TailChannel(tmp_path).records(None, 10_000)[0]]
+    for module in (follow, stream):
+        monkeypatch.setattr(module, "CALL_BYTES", 40_000)
+    with StreamServer(tmp_path) as server:
+        channel = StreamChannel(server.endpoint, wait=30.0)
+        for one in (TailChannel(tmp_path), channel):
+            found, position, sizes = [], None, []
+            while events := (reply := one.records(position, 10_000))[0]:
+                found += map(plain, events)
+                sizes.append(len(events))
+                position = reply[1]
+            assert found == expected
+            assert len(sizes) > 3
+            assert max(sizes) < 30
+        channel.close()
 
 
 def test_a_file_of_another_version_is_refused(tmp_path):
