@@ -114,6 +114,7 @@ class Schema:
         Where the state one step before the first stored one is found, for every output that has
         such a state: the name of an input field of the same order, or of a parameter that holds
         everywhere; names of parameters, one per grid point; or a number that holds everywhere.
+        Those inputs are taken to say nothing else of a trajectory.
     """
 
     name: str
