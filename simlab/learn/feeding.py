@@ -160,7 +160,7 @@ class Feed:
         if now and not self._stream.is_exhausted:
             log.warning(
                 "the first %d training trajectories are not complete while the buffer is full: "
-                "normalised with those that are; raise train.buffer.capacity or lower train.pilot",
+                "normalised with what there is; raise train.buffer.capacity or lower train.pilot",
                 self._settings.pilot,
             )
 

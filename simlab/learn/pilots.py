@@ -40,7 +40,7 @@ class PilotStatistics:
     ) -> Statistics | None:
         """Return the sums of the first ``n`` trajectories that came whole; None while open.
 
-        With ``now`` those that are whole, None only when there is not one.
+        With ``now`` those that are whole; where there is not one but more is to come, all items.
         """
         if self.is_taken:
             raise RuntimeError("the pilot was taken already")
@@ -52,6 +52,8 @@ class PilotStatistics:
                 return None
             if len(whole) == n:
                 break
+        if now and not whole and not all(map(is_over, ids)):
+            whole = [part for parts in self._parts.values() for part in parts]
         if not whole:
             return None
         self.close()

@@ -87,7 +87,8 @@ class Stream(Protocol):
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by id, None while incomplete.
 
-        With ``now`` those of the first complete ones, None only when there is not one.
+        With ``now`` those of the first complete ones; where there is not one but more is to come,
+        those of all items delivered so far. None only when there is nothing at all.
         """
         ...
 
@@ -327,7 +328,7 @@ class FollowedStream:
         """Return the statistics of the first ``n`` trajectories by id that did not fail.
 
         They are the same for any number of writers and any order of arrival. None while one of them
-        is incomplete; with ``now``, those of the first complete ones, None only without any.
+        is incomplete; with ``now``, those of the first complete ones, or of what has come so far.
         """
         if self._statistics is None:
             raise RuntimeError("the pilot was taken already")
@@ -336,6 +337,8 @@ class FollowedStream:
             int(i) for i in np.sort(self._channel.ids(self._split)) if int(i) not in self._failed
         ]
         ready = [i for i in ids if self._next.get(i, 0) == n_times][:n]
+        if now and not ready and not self._is_exhausted:
+            ready = [i for i in ids if i in self._statistics]
         if not ready or (ready != ids[:n] and not now):
             return None
         merged = Statistics.merged([self._statistics[i] for i in ready])

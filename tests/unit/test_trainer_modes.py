@@ -287,3 +287,24 @@ def test_live_training_waits_for_fresh_items(fresh, tmp_path):
     puts = puts_before_batches(tmp_path / "model" / ARRIVALS)
     assert len(puts) == n_batches
     assert (puts >= 3 * np.arange(1, n_batches + 1)).all() == bool(fresh)  # else it runs ahead
+
+
+@pytest.mark.parametrize("mode", ["live", "deterministic"])
+def test_a_buffer_smaller_than_any_trajectory_in_step_holds_nothing_up(mode, tmp_path):
+    """All trajectories advance in step, so the buffer is full before one is whole."""
+    store = SnapshotStore.create(tmp_path / "store", SCHEMA, n=N, seed=515)
+    with store.writer() as writer:
+        for traj in range(N):
+            writer.begin(sample_of(SCHEMA, traj))
+        for step, time_now in enumerate(SCHEMA.times):
+            for traj in range(N):
+                fields = {"u": DATA[traj].outputs["u"][step]}
+                writer.append(traj, step, float(time_now), fields)
+        for traj in range(N):
+            writer.finish(traj)
+    buffer = {"kind": "fifo", "capacity": 6}
+    settings = settings_with(mode=mode, lanes=20, buffer=buffer, n_batches=10, pilot=2)
+    trainer = Trainer(settings, SCHEMA)
+    deadline = time.monotonic() + 60
+    trainer.run(FollowedStream(store.path), stop=lambda: time.monotonic() > deadline)
+    assert trainer.batch == 10
