@@ -121,7 +121,7 @@ class TrainSettings:
                 f"channel: {self.channel!r} is neither 'tail' nor 'stream' nor the stream.json of "
                 "a server"
             )
-        if self.channel != "tail" and self.mode == "replay":
+        if self.channel != "tail" and "replay" in (self.mode, self.buffer.kind):
             raise ConfigError(
                 f"channel: {self.channel!r} hands steps on in their order, but a replay reads "
                 "them at random, which needs the files of the store: channel = 'tail'"

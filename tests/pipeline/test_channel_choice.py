@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from commands import ROOT, command, environment, simlab
+from learn_helpers import bare_schema
 
+from simlab.cli import store as store_commands
 from simlab.core.errors import ConfigError, StoreError
 from simlab.learn.settings import TrainSettings
 from simlab.pipeline.processes import end_heirs, heirs
@@ -178,6 +181,7 @@ def test_waiting_for_a_server_ends_when_a_stop_is_asked_for(tmp_path) -> None:
     [
         ({"channel": "tcp"}, "neither 'tail' nor 'stream'"),
         ({"channel": "stream", "mode": "replay", "arrivals": "x.log"}, "needs the files"),
+        ({"channel": "a/stream.json", "buffer": {"kind": "replay"}}, "needs the files"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(words, what) -> None:
@@ -192,3 +196,16 @@ def test_a_run_follows_its_own_store(tmp_path) -> None:
     assert done.returncode == 2
     assert "use `simlab train`" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_server_whose_run_is_gone_ends_when_nobody_asks(tmp_path, monkeypatch) -> None:
+    SnapshotStore.create(tmp_path / "store", bare_schema(), n=3, seed=977)
+    parents = iter([4711, 4711])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 1))
+    monkeypatch.setattr(store_commands, "_ORPHAN_SECONDS", 0.3)
+    begun = time.monotonic()
+    store_commands.serve(tmp_path / "store", None, None, True)
+    assert time.monotonic() > begun + 0.3
+    parents = iter([4711])
+    with pytest.raises(typer.Exit):  # the store was never made
+        store_commands.serve(tmp_path / "none", None, None, True)
