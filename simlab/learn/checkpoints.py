@@ -11,14 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from simlab.core.errors import StoreError
 
-__all__ = ["newest", "write"]
+if TYPE_CHECKING:
+    from simlab.learn.buffers import Recall
+    from simlab.learn.stream import Stream
+
+__all__ = ["newest", "recall", "write"]
 
 _KEEP = 2
 
@@ -71,6 +75,27 @@ def newest(directory: Path, batch: int | None = None) -> dict[str, Any] | None:
             "before"
         ) from error
     return state
+
+
+def recall(stream: Stream | None, is_final: bool = False) -> Recall | None:
+    """Return how a buffer reads an item once more; None when the stream has no way to.
+
+    With ``is_final`` only what will stay as it is, after a crash of this machine too: steps of a
+    trajectory that may still be attempted again are not what ``row`` returns later.
+    """
+    if stream is None or not stream.sync():
+        return None
+    finished = set(stream.finished) if is_final else None
+
+    def row(traj: int, step: int) -> np.ndarray | None:
+        if finished is not None and traj not in finished:
+            return None
+        try:
+            return stream.row(traj, step)
+        except StoreError:
+            return None
+
+    return row
 
 
 def _name(batch: int) -> str:

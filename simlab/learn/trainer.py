@@ -39,7 +39,6 @@ from simlab.core.samples import Trajectory
 from simlab.learn import checkpoints
 from simlab.learn.active import ActiveSampling
 from simlab.learn.average import Average
-from simlab.learn.buffers import Recall
 from simlab.learn.encoding import Ranges
 from simlab.learn.feeding import Feed, ReplayFeed
 from simlab.learn.model import Model
@@ -415,7 +414,7 @@ class Trainer:
             "schema": json.dumps(self.schema.to_json()),
             "network": self.model.tensors(),
             "optimizer": self._optimizer.state_dict(),
-            "buffer": self.buffer.state_dict(self._recall(finished=True)),
+            "buffer": self.buffer.state_dict(checkpoints.recall(self._stream, is_final=True)),
             "average": None if self._average is None else self._average.tensors(),
             "feed": self._feed.state_dict(),
             "drawn": self._drawn,
@@ -433,26 +432,6 @@ class Trainer:
         written = checkpoints.write(folder, self.batch, state)
         self.ranks.wait()
         return written
-
-    def _recall(self, finished: bool = False) -> Recall | None:
-        """Return how the buffer reads an item once more; with ``finished`` what never changes.
-
-        Steps of a trajectory that may still be attempted again are not what ``row`` returns later.
-        """
-        stream = self._stream
-        if stream is None or not stream.sync():
-            return None
-        known = set(stream.finished) if finished else None
-
-        def recall(traj: int, step: int) -> np.ndarray | None:
-            if known is not None and traj not in known:
-                return None
-            try:
-                return stream.row(traj, step)
-            except StoreError:
-                return None
-
-        return recall
 
     def resume(self, stream: Stream) -> bool:
         """Go back to the newest checkpoint, stream included; return False when there is none.
@@ -478,7 +457,7 @@ class Trainer:
         self.model.load_tensors(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._feed_from(stream)
-        self.buffer.load_state_dict(state["buffer"], self._recall())
+        self.buffer.load_state_dict(state["buffer"], checkpoints.recall(stream))
         if self._average is not None:
             self._average.load(state["average"])
         self._feed_from(stream).load_state_dict(state["feed"])
