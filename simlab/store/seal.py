@@ -233,7 +233,8 @@ def _recover_segment(store: SnapshotStore, state: SegmentState, report: RecoverR
     fd = os.open(path, os.O_RDWR)
     try:
         found = harvest(fd, state.name)
-        size = os.fstat(fd).st_size
+        before = os.fstat(fd)
+        size = before.st_size
         for row in found.abandoned:
             report.abandoned[row.traj] = len(row.steps)
         if found.is_damaged:
@@ -246,6 +247,7 @@ def _recover_segment(store: SnapshotStore, state: SegmentState, report: RecoverR
             return
         elif found.end < size:
             files.truncate(fd, found.end)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))  # no sign of its writer
             files.sync(fd)
             report.truncated[state.name] = size - found.end
     finally:
