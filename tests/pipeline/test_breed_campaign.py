@@ -61,7 +61,11 @@ def expected(generations, *added):
     return dict(zip(ids, breeder.draw(ids, list(generations.values())).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("words", [[], ["--set", "campaign.ranks_per_group=2"]])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param([], marks=pytest.mark.slow), ["--set", "campaign.ranks_per_group=2"]],
+    ids=["two groups", "a group of two"],
+)
 def test_samples_come_from_the_newest_generation_and_held_out_ones_do_not(tmp_path, words):
     case, run = write_case(tmp_path / "case.toml"), tmp_path / "run"
     tables = load_case(case, words[1:]).tables()
@@ -106,6 +110,31 @@ def test_a_killed_campaign_draws_the_same_again(tmp_path):
     assert {index: drawn[index] for index in before} == dict.fromkeys(before, 0)
     assert {drawn[index] for index in set(drawn) - set(before)} == {1}
     assert training == expected(drawn, CORNER)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_draws_where_its_training_finds_it_hard(tmp_path, processes):
+    case, run = write_case(tmp_path / "case.toml", n=250, steps=60), tmp_path / "run"
+    words = ["campaign.sampler.period=10", "train.n_batches=1500", "train.pilot=2"]
+    words += ["family.cells=24", f"train.ranks={processes}", "train.validate_every=1000"]
+    options = [item for word in words for item in ("--set", word)]
+    done = simlab("run", case, "--out", run, "-n", "1", *options, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    drawn = DrawLog(run / "sampling").news()
+    made = [generation for generation, _ in GenerationFiles(run / "sampling").news()]
+    assert len(made) >= 2
+    assert set(drawn.values()) <= set(range(len(made) + 1))
+    assert len(set(drawn.values())) >= 3
+    training, held_out = found_in(SnapshotStore.open(run / "store"))
+    assert training == expected(drawn, *made)
+    assert held_out == expected(dict.fromkeys(held_out, 0))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    said = [line["generation"] for line in lines if line["kind"] == "sampling"]
+    assert said == list(range(1, len(made) + 1))
+    last = [line["sampling"] for line in lines if line["kind"] == "train"][-1]
+    assert last["generation"] == len(made)
+    assert 0.0 < last["ess"] < 1.0
 
 
 def test_lines_of_draws_are_checked_and_the_first_counts(tmp_path):
