@@ -282,11 +282,11 @@ def rows(
         values = {key: np.array([each[key] for each in found]) for key in found[0]}
         made.append(
             {
-                "study": "hard corner",
-                "set": group,
+                "study": "e6",
+                "seeds": group,
                 "draws": arm,
                 "runs": 60 if is_small else _RUNS,
-                "seeds": len(seeds),
+                "n": len(seeds),
                 "mean_K": float(values["mean"].mean()),
                 "mean_sd": float(values["mean"].std(ddof=1)) if len(seeds) > 1 else 0.0,
                 "p99_K": float(values["p99"].mean()),

@@ -28,7 +28,6 @@ from simlab.bench._online_arms import Data, measured, started
 from simlab.bench._online_studies import Arm, Study
 from simlab.core.errors import SimlabError
 from simlab.core.runs import RunDirectory
-from simlab.learn.model import Model
 from simlab.pipeline.case import Case
 from simlab.pipeline.online import launch_environment, supervise
 
@@ -187,6 +186,8 @@ def _with_runs(arm: Arm, runs: int) -> Arm:
 
 
 def _errors(study: Study, run: RunDirectory, valid: Path) -> dict[str, float]:
+    from simlab.learn.model import Model
+
     found = measured(study, Model.load(run.model), valid)
     return {f"error {name}": value for name, value in found.items()}
 

@@ -7,6 +7,8 @@ every kind of buffer, by a fast solver and a slow one. Settings were chosen on t
 Every arm is trained on the campaigns of its seed; the arm ``reservoir`` also side by side with its
 solvers, which must give the same weights bit for bit (``coupled_equal``, of how many).
 
+``e6``: uniform draws of parameters beside active sampling, where a corner of them is hard.
+
 ``wall``: solvers alone, trainer alone, both coupled, live, on the same cores; offline at equal wall
 clock; a solver slower than the trainer.
 
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from simlab.bench import _online_breed
 from simlab.bench._online_arms import Data, Job, coupled, trained
 from simlab.bench._online_studies import STUDIES, Study
 from simlab.bench._online_wall import Live, overlap
@@ -31,7 +34,7 @@ from simlab.core.errors import ConfigError
 
 __all__ = ["run"]
 
-_PARTS = ("e1", "e3", "wall")
+_PARTS = ("e1", "e3", "e6", "wall")
 _SLOW = {"kind": "krylov", "method": "gmres", "preconditioner": "none"}
 _RATIOS: dict[str, tuple[tuple[str, str, tuple[str, int], tuple[str, int], str], ...]] = {
     "e1": (
@@ -63,7 +66,7 @@ def run(
     quick : bool
         A tenth of the runs and batches, three seeds: does it run, not what does it give.
     experiment : str, optional
-        Parts joined by commas: ``e1``, ``e3``, ``wall``; all when left out.
+        Parts joined by commas: ``e1``, ``e3``, ``e6``, ``wall``; all when left out.
     figures : path, optional
         Folder for the figures.
     """
@@ -82,6 +85,8 @@ def run(
                 found = _feeds(study, folder)
                 rows += found
                 _add_ratios(study, found, ratios, goals)
+        if "e6" in parts:
+            rows += _active(quick, ratios, goals)
         if "wall" in parts:
             found = _wall(quick, folder)
             rows += found
@@ -164,6 +169,24 @@ def _add_ratios(
             key = key if group == "confirm" else f"explore_{key}"
             ratios[key] = one[measure] / two[measure]
             goals[key] = goal
+
+
+def _active(
+    quick: bool, ratios: dict[str, float | None], goals: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Print and return the rows of active sampling."""
+    rows = []
+    sets = {"explore": _online_breed.EXPLORE, "confirm": _online_breed.CONFIRM}
+    for group, seeds in sets.items():
+        found = _online_breed.rows(seeds[:2] if quick else seeds, group, is_small=quick)
+        rows += found
+        for name, value in _online_breed.ratios(found).items():
+            key = f"e6_{name}" if group == "confirm" else f"explore_e6_{name}"
+            ratios[key], goals[key] = value, ""
+    print_table(
+        "E6: heat with a hard corner, MLP", rows, [key for key in rows[0] if key != "study"]
+    )
+    return rows
 
 
 def _wall(quick: bool, folder: Path) -> list[dict[str, Any]]:

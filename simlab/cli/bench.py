@@ -36,7 +36,8 @@ def bench(
         int | None, typer.Option("--samples", help="skr: systems per table.")
     ] = None,
     experiment: Annotated[
-        str | None, typer.Option("--experiment", help="online: parts joined by commas: e1,e3,wall.")
+        str | None,
+        typer.Option("--experiment", help="online: parts joined by commas: e1,e3,e6,wall."),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", help="skr, online: draw figures into this folder.")
