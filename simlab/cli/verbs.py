@@ -18,7 +18,7 @@ from simlab.core.runs import RunDirectory
 from simlab.core.signals import interrupts
 from simlab.linalg import petsc
 from simlab.pipeline.campaign import check_case, plan, run_campaign
-from simlab.pipeline.case import Case, load_case
+from simlab.pipeline.case import Case, completed, load_case
 
 __all__ = ["add_to"]
 
@@ -91,6 +91,7 @@ def run(
         resolved.tables(),
         resume=resume,
         fresh=fresh,
+        complete=completed,
         ranks=n,
         seed=resolved.campaign.seed,
     )
@@ -145,6 +146,7 @@ def generate(
                 resolved.tables(),
                 resume=resume or part[1] > 1,  # the parts of an array share one run
                 fresh=fresh,
+                complete=completed,
                 ranks=world.size,
                 seed=resolved.campaign.seed,
             )
@@ -274,7 +276,8 @@ def _training_run(case: Case, directory: Path) -> RunDirectory:
     if not (directory / "manifest.json").is_file():
         return RunDirectory.start(directory, tables, resume=False, seed=case.campaign.seed)
     run = RunDirectory.open(directory)
-    settled = {name: value for name, value in run.manifest()["case"].items() if name != "train"}
+    before = completed(run.manifest()["case"])
+    settled = {name: value for name, value in before.items() if name != "train"}
     wanted = {name: value for name, value in tables.items() if name != "train"}
     changed = differences(settled, wanted)
     if changed:

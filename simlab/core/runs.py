@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -112,6 +112,7 @@ class RunDirectory:
         *,
         resume: bool,
         fresh: bool = False,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
         **facts: Any,
     ) -> RunDirectory:
         """Make a run directory, or open the same run again. One process of a job.
@@ -124,6 +125,9 @@ class RunDirectory:
             Go on with a run that is there; its case must be the same.
         fresh : bool
             Delete a run that is there and start again.
+        complete : callable
+            Returns the case of a run that is there with the keys that the version which began it
+            did not know.
         **facts
             Further manifest entries, such as ``ranks``.
 
@@ -144,19 +148,24 @@ class RunDirectory:
             raise ConfigError(f"cannot make the run directory {path}: {error}") from None
         with run._locked():  # tasks of a job array start at the same moment
             if run._manifest.is_file() and not fresh:
-                run._go_on(case, resume)
+                run._go_on(case, resume, complete)
             else:
                 run._begin(case, facts, fresh)
         return run
 
-    def _go_on(self, case: Mapping[str, Any], resume: bool) -> None:
+    def _go_on(
+        self,
+        case: Mapping[str, Any],
+        resume: bool,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
         if not resume:
             state = self.manifest().get("state", "unknown")
             raise ConfigError(
                 f"{self.path} holds a run already (state: {state}): --resume goes on with it, "
                 "--fresh deletes it and starts again, --out names another directory"
             )
-        changed = differences(self.manifest()["case"], case)
+        changed = differences(complete(self.manifest()["case"]), case)
         if changed:
             raise ConfigError(
                 [f"{line}: the case changed since this run began" for line in changed],

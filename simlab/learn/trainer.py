@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simlab.core.config import as_table, differences
+from simlab.core.config import as_table, build, differences
 from simlab.core.errors import ConfigError, ConvergenceError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.samples import Trajectory
@@ -446,7 +446,8 @@ class Trainer:
         state = self._newest(self.directory)
         if state is None:
             return False
-        changed = differences(json.loads(state["settings"]), as_table(self.settings), "train")
+        settled = build(TrainSettings, json.loads(state["settings"]))  # older ones lack keys
+        changed = differences(as_table(settled), as_table(self.settings), "train")
         here = json.loads(json.dumps(self.schema.to_json()))
         changed += differences(json.loads(state["schema"]), here, "schema")
         if changed:

@@ -35,7 +35,7 @@ from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.core.progress import duration
 from simlab.core.runs import RunDirectory
 from simlab.learn.layout import learned_schema
-from simlab.pipeline.case import Campaign, Case
+from simlab.pipeline.case import Campaign, Case, completed
 from simlab.pipeline.chain import Outcome
 from simlab.pipeline.order import AS_DRAWN, wanted_order
 from simlab.pipeline.pilot import samples_of_a_pilot
@@ -102,7 +102,13 @@ def generate(
     with agreement(comm):
         if comm.rank == 0:
             RunDirectory.start(
-                out, case.tables(), resume=resume, fresh=fresh, ranks=comm.size, seed=seed
+                out,
+                case.tables(),
+                resume=resume,
+                fresh=fresh,
+                complete=completed,
+                ranks=comm.size,
+                seed=seed,
             )
     run_campaign(case, run, comm)
     return SnapshotStore.open(run.store)

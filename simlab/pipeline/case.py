@@ -12,7 +12,7 @@ anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,7 +30,7 @@ from simlab.problems.samplers import Sampler, samplers
 from simlab.problems.spaces import sampled_by
 from simlab.store.storage import Storage
 
-__all__ = ["AS_DRAWN", "Campaign", "Case", "load_case"]
+__all__ = ["AS_DRAWN", "Campaign", "Case", "completed", "load_case"]
 
 AS_DRAWN = "sample"
 """Kind of the order that is none."""
@@ -173,6 +173,17 @@ def load_case(path: str | Path, overrides: Sequence[str] = (), smoke: bool = Fal
         return build(Case, _anchored(tables, path.resolve().parent))
     except ConfigError as error:
         raise ConfigError(error.faults, str(path)) from None
+
+
+def completed(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tables of a case that an older version resolved, with the keys it did not know.
+
+    What this version cannot read stays as it is.
+    """
+    try:
+        return build(Case, tables).tables()
+    except ConfigError:
+        return tables
 
 
 def _anchored(value: Any, directory: Path) -> Any:

@@ -18,7 +18,6 @@ mean to let it go on. While the watcher itself was stopped no silence is counted
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import deque

@@ -12,6 +12,7 @@ import pytest
 
 from simlab.core.errors import ConfigError, StoreError
 from simlab.core.runs import RunDirectory, publish
+from simlab.pipeline.case import completed
 
 CASE = {"family": {"kind": "darcy", "cells": 8}, "campaign": {"n": 4}}
 
@@ -138,3 +139,18 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="not a run"):
         RunDirectory.start(tmp_path, {"campaign": {"n": 5}}, resume=True, fresh=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_run_begun_before_there_was_a_key_goes_on(tmp_path) -> None:
+    from simlab.pipeline.case import load_case
+
+    case = tmp_path / "case.toml"
+    case.write_text('[family]\nkind = "heat"\ncells = 4\n[campaign]\nn = 3\n[train]\nbatch = 2\n')
+    tables = load_case(case).tables()
+    older = json.loads(json.dumps(tables))
+    del older["train"]["channel"], older["campaign"]["order"], older["train"]["fresh"]
+    RunDirectory.start(tmp_path / "run", older, resume=False)
+    RunDirectory.start(tmp_path / "run", tables, resume=True, complete=completed)
+    tables["train"]["batch"] = 4
+    with pytest.raises(ConfigError, match=r"train\.batch: 2 -> 4"):
+        RunDirectory.start(tmp_path / "run", tables, resume=True, complete=completed)
