@@ -312,6 +312,7 @@ def _facts(
         "n": case.campaign.n,
         "done": len(store.done()),
         "failed": len(store.failed()),
+        "redrawn": total.redrawn,
     }
     if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
         return standing

@@ -69,6 +69,9 @@ class Campaign:
         one by one (``"breed"``). Splits do not depend on it.
     ranks_per_group : int
         Ranks that work on one system together; groups work side by side.
+    redraws : int
+        How often a sample that fails before its first stored step is drawn anew, with other
+        parameters; after that, or later in its course, it is recorded as failed and skipped.
     max_failures : int
         Failed samples after which the campaign gives up; fewer are recorded and skipped.
     profile : {"default", "fast", "archive"}, optional
@@ -85,6 +88,7 @@ class Campaign:
     test: float = Field(0.1, ge=0, le=1)
     order: Annotated[Any, PlainValidator(_order)] = "auto"
     ranks_per_group: int = Field(1, ge=1)
+    redraws: int = Field(0, ge=0)
     max_failures: int = Field(100, ge=0)
     profile: Literal["default", "fast", "archive"] | None = None
     float64: bool | None = None
@@ -93,6 +97,12 @@ class Campaign:
         total = self.train + self.valid + self.test
         if abs(total - 1.0) > 1e-9:
             raise ConfigError(f"train + valid + test must add up to 1, found {total:g}")
+        kind = getattr(self.sampler, "kind", None)
+        if self.redraws and kind in ("list", "breed"):
+            raise ConfigError(
+                f"redraws = {self.redraws}: sampler {kind!r} gives a sample the same parameters "
+                "again; leave redraws = 0, or choose another sampler"
+            )
         if isinstance(self.sampler, Breed) and getattr(self.order, "kind", AS_DRAWN) != AS_DRAWN:
             raise ConfigError(
                 f"order = {self.order.kind!r}: sampler 'breed' draws a sample when it is its turn, "

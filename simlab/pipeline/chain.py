@@ -44,6 +44,7 @@ __all__ = ["Chain", "Outcome"]
 log = logging.getLogger("simlab.campaign")
 
 _N_EVENTS = 100  # of each group that the manifest keeps
+_REDRAW = 1_000_003  # between the seeds of a sample's draws
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Outcome:
     done, failed : int
         Samples of this call; ``n_missing`` are still to be solved (after a stop or in other
         shards).
+    redrawn : int
+        Draws that failed at once and made room for others.
     stopped : bool
         A stop was asked for before the end.
     groups : list of dict
@@ -64,6 +67,7 @@ class Outcome:
 
     done: int = 0
     failed: int = 0
+    redrawn: int = 0
     n_missing: int = 0
     stopped: bool = False
     iterations: int = 0
@@ -82,6 +86,7 @@ class Outcome:
         for name in (
             "done",
             "failed",
+            "redrawn",
             "iterations",
             "operator_applies",
             "pc_applies",
@@ -211,11 +216,29 @@ class Chain:
         return self._outcome.stopped
 
     def _solve(self, index: int, writer: Any) -> None:
+        """Solve a sample, or others in its place while it fails at once. Collective."""
+        campaign, outcome = self._case.campaign, self._outcome
+        for redraw in range(campaign.redraws + 1):
+            before = outcome.solves
+            reason = self._attempt(index, campaign.seed + redraw * _REDRAW, writer)
+            if not reason:
+                outcome.done += 1
+                return
+            if outcome.solves > before or redraw == campaign.redraws:
+                break  # what was stored may have been learned from, as this sample
+            log.warning("sample %d failed and is drawn anew: %s", index, reason)
+            outcome.redrawn += 1
+        log.warning("sample %d failed and is skipped: %s", index, reason)
+        outcome.failed += 1
+        outcome.failures.append({"index": index, "reason": reason})
+
+    def _attempt(self, index: int, seed: int, writer: Any) -> str:
+        """Draw a sample from a seed and solve it; return why it failed. Collective."""
         case, outcome = self._case, self._outcome
         with self.clock("draw"):
             space = self._draws.space_of(index)
             with agreement(self._group.comm):
-                mu = space.sample(1, case.campaign.seed, index)[0]
+                mu = space.sample(1, seed, index)[0]
                 self._begin(mu, writer)
         try:
             for step in trajectory(case.family, mu, self.workspace, self._step, self.clock):
@@ -245,15 +268,13 @@ class Chain:
             with self.clock("write"), agreement(self._group.comm):
                 if writer is not None:
                     writer.finish(index)
-            outcome.done += 1
         except (ConvergenceError, SchemaError) as error:
             reason = str(error).splitlines()[0]
             with agreement(self._group.comm):
                 if writer is not None:
                     writer.fail(index, reason)
-            log.warning("sample %d failed and is skipped: %s", index, reason)
-            outcome.failed += 1
-            outcome.failures.append({"index": index, "reason": reason})
+            return reason
+        return ""
 
     def _begin(self, mu: Sample, writer: Any) -> None:
         self._case.family.schema.check_sample(mu)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from commands import ROOT, command, environment, simlab
 
+from simlab.pipeline.case import load_case
 from simlab.store.store import SnapshotStore
 
 CASE = """
@@ -229,3 +230,38 @@ def test_a_failed_sample_is_recorded_and_skipped(tmp_path, ranks) -> None:
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert [entry["index"] for entry in manifest["campaign"]["failures"]] == [3, 7]
     assert "finite" in manifest["campaign"]["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sample_that_fails_at_once_is_drawn_anew(tmp_path, ranks) -> None:
+    """Sample 3 fails as drawn first, sample 7 however it is drawn."""
+    case = write_case(tmp_path, n=12, solver="cg_icc")
+    script = tmp_path / "fail.py"
+    fails = "(mu.index == 3 and mu.seed == 9157) or mu.index == 7"
+    script.write_text(FAILING_SAMPLE.replace("mu.index in (3, 7)", fails))
+    words = ["--set", f"campaign.ranks_per_group={ranks}", "--set", "campaign.redraws=2"]
+    done = scripted(script, case, tmp_path / "run", *words, ranks=ranks)
+    assert done.returncode == 3, done.stderr
+    store = SnapshotStore.open(tmp_path / "run" / "store")
+    assert sorted(map(int, store.failed())) == [7]
+    assert sorted(solutions(store)) == [i for i in range(12) if i != 7]
+    assert not store.verify(deep=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["campaign"]["redrawn"] == 3
+    assert [entry["index"] for entry in manifest["campaign"]["failures"]] == [7]
+    samples = {t.sample.index: t.sample for s in ("train", "valid", "test") for t in store.split(s)}
+    space = load_case(case).family.space
+    assert samples[3].seed != 9157  # and what it says of itself makes it again
+    for index in (3, 4):
+        again = space.sample(1, samples[index].seed, index)[0].fields
+        for name, values in samples[index].fields.items():
+            assert np.array_equal(values, again[name].astype(np.float32))
+
+
+def test_redraws_need_a_sampler_that_draws_again(tmp_path) -> None:
+    case = write_case(tmp_path)
+    words = ["--set", "campaign.redraws=1", "--set", 'campaign.sampler={kind="breed"}']
+    done = simlab("generate", case, "--out", tmp_path / "run", *words)
+    assert done.returncode == 2
+    assert "leave redraws = 0" in done.stderr
+    assert not (tmp_path / "run").exists()
