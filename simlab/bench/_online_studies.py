@@ -100,8 +100,10 @@ class Study:
     def train_table(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Return the ``[train]`` table of an arm."""
         table = {**self.train, "seed": seed, "threads": 1}
-        if not arm.is_online:
-            return {**table, "buffer": {"kind": "fifo", "capacity": 64}}
+        if not arm.is_online:  # a queue of a whole epoch, so that the normalisation sees all of it
+            family = self.case(1, seed, "train").family
+            n_items = arm.runs * len(family.schema.times)
+            return {**table, "buffer": {"kind": "fifo", "capacity": n_items}}
         order = {"mode": "deterministic", "lanes": LANES, "fresh": arm.fresh}
         return {**table, **order, "buffer": dict(arm.buffer)}
 
@@ -187,15 +189,12 @@ _BURGERS = Study(
     arms=(
         Arm("offline", 16),
         Arm("offline", 64),
-        Arm("offline", 250),
         Arm("offline", 1000),
         Arm("fifo", 1000, _buffer("fifo", 2000), fresh=16),
         Arm("firo", 1000, _buffer("firo", 2000, 500), fresh=16),
         Arm("reservoir", 1000, _buffer("reservoir", 2000, 500), fresh=16),
         Arm("time_stratified", 1000, _buffer("time_stratified", 2000, 500), fresh=16),
         Arm("replay", 1000, _buffer("replay", 2000, 500, q=0.5), fresh=16),
-        Arm("reservoir", 250, _buffer("reservoir", 2000, 500), fresh=4),
-        Arm("replay", 250, _buffer("replay", 2000, 500, q=0.5), fresh=4),
     ),
     n_valid={"explore": 32, "confirm": 64},
     seeds={"explore": (331, 467), "confirm": (7019, 7127, 7349, 7573, 7817, 7919)},
