@@ -3,8 +3,8 @@
 Everything is started the way ``simlab run`` starts it, one solver rank and one training thread on
 two cores, live. ``solvers`` and ``trainer`` are the two sides alone, the trainer on the finished
 store; ``sequential`` is their sum; ``coupled`` both at once. Offline at equal wall clock generates
-on all cores for half the time of the coupled run, then trains with all cores for the other half,
-on a schedule that ends in time.
+on all cores for half the time of the coupled run at most, then trains with all cores for what is
+left, on a schedule that ends in time.
 
 Cost: process start-up, import of torch, pilot and checkpoints are in every time; evaluation,
 figures and report are in none.
@@ -17,8 +17,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ from simlab.pipeline.case import Case
 from simlab.pipeline.online import launch_environment, supervise
 
 __all__ = ["Live", "overlap"]
-
-_PILOT_SECONDS = 6.0  # of a trainer until its first batch, which no schedule counts
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Live:
 
 
 def overlap(
-    study: Study, live: Live, group: str, folder: Path, n_turns: int
+    study: Study, live: Live, group: str, folder: Path, n_turns: int, n_seeds: int
 ) -> list[dict[str, Any]]:
     """Measure one coupled run; return a row per contestant.
 
@@ -69,14 +67,17 @@ def overlap(
     study : Study
     live : Live
     group : str
-        Set of seeds; each of its seeds gives an error, the first ``n_turns`` also times of the two
-        sides alone, before or after the coupled run in turn.
+        Set of seeds.
     folder : Path
     n_turns : int
+        Of how many seeds the two sides are timed alone too, before or after the coupled run.
+    n_seeds : int
+        How many seeds of the set run coupled, and offline where all runs are used.
     """
     valid = Data(study, folder).valid(group)
     rows: dict[str, list[dict[str, float]]] = {}
-    for turn, seed in enumerate(study.seeds[group]):
+    seeds = study.seeds[group][:n_seeds]
+    for turn, seed in enumerate(seeds):
         here = folder / f"{study.name}-{live.name.replace(' ', '_')}-{seed}"
         work: list[Callable[[], None]] = []
 
@@ -89,19 +90,17 @@ def overlap(
             solving, training, run = _apart(live.case(study, seed, threads=1), here / "apart")
             errors = _errors(study, run, valid)
             rows.setdefault("solvers", []).append({"wall_s": solving})
-            rows.setdefault("trainer", []).append({"wall_s": training})
+            start_up = training - _last(run)["train_s"]
+            rows.setdefault("trainer", []).append({"wall_s": training, "start_up_s": start_up})
             rows.setdefault("sequential", []).append({"wall_s": solving + training, **errors})
 
         work = [both, apart] if turn < n_turns else [both]
         for do in work if turn % 2 == 0 else reversed(work):
             do()
-    if live.arm.runs == study.most_runs:
-        budget = float(np.median([row["wall_s"] for row in rows["coupled"]]))
-        for seed in study.seeds[group]:
-            path = folder / f"{study.name}-equal-{seed}"
-            rows.setdefault("offline, equal wall", []).append(
-                _offline(study, live, seed, budget, path, valid)
-            )
+    for seed in seeds if live.arm.runs == study.most_runs else ():
+        run, row = _offline(study, live, seed, rows, folder / f"{study.name}-equal-{seed}")
+        row |= {**_errors(study, run, valid), **_shares(run)}
+        rows.setdefault("offline, equal wall", []).append(row)
     return [_row(study, live, group, name, found) for name, found in rows.items()]
 
 
@@ -114,7 +113,8 @@ def _row(
     for key in dict.fromkeys(key for entry in found for key in entry):
         values = np.array([entry[key] for entry in found])
         if key.startswith("error"):
-            row[key], row[f"{key}_sd"] = float(values.mean()), float(values.std(ddof=1))
+            row[key] = float(values.mean())
+            row[f"{key}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else None
         else:
             row[key] = float(np.median(values))
     return row
@@ -138,10 +138,10 @@ def _apart(case: Case, path: Path) -> tuple[float, float, RunDirectory]:
     return between - begun, time.monotonic() - between, run
 
 
-def _train(run: RunDirectory, threads: int) -> None:
+def _train(run: RunDirectory, threads: int, *more: str) -> None:
     """Run ``simlab train`` on a finished store, as a supervisor would start it."""
     here = str(run.path.absolute())
-    words = ["train", str(run.path.absolute() / "case.toml"), "--out", here, "--attach"]
+    words = ["train", str(run.path.absolute() / "case.toml"), "--out", here, "--attach", *more]
     done = subprocess.run(
         [sys.executable, "-m", "simlab", *words],
         env=launch_environment(threads),
@@ -154,35 +154,26 @@ def _train(run: RunDirectory, threads: int) -> None:
 
 
 def _offline(
-    study: Study, live: Live, seed: int, budget: float, path: Path, valid: Path
-) -> dict[str, float]:
-    """Generate on all cores for about half of ``budget`` seconds, train for what is left."""
+    study: Study, live: Live, seed: int, rows: Mapping[str, list[dict[str, float]]], path: Path
+) -> tuple[RunDirectory, dict[str, float]]:
+    """Generate on all cores for about half the coupled run's time, train for what is left."""
+    budget, solving = (_median(rows[name], "wall_s") for name in ("coupled", "solvers"))
+    start_up = _median(rows["trainer"], "start_up_s")
     cores = os.cpu_count() or 1
+    runs = min(live.arm.runs, max(16, int(live.arm.runs * cores * budget / 2 / solving)))
+    shorter = replace(live, arm=replace(live.arm, runs=runs))
+    kept = {"kind": "reservoir", "capacity": runs * 200, "threshold": 16}
+    case = shorter.case(study, seed, threads=cores, n_batches=10**6, buffer=kept, max_repeats=1e9)
     begun = time.monotonic()
-    trial = started(path / "trial", live.case(study, seed))
-    supervise(trial, cores, live.arm.runs, 0)
-    runs = min(live.arm.runs, max(16, int(live.arm.runs * budget / 2 / (time.monotonic() - begun))))
-    begun = time.monotonic()
-    generated = started(
-        path / "data",
-        Live(live.name, _with_runs(live.arm, runs), live.solver).case(
-            study,
-            seed,
-            threads=cores,
-            n_batches=10**6,
-            buffer={"kind": "reservoir", "capacity": runs * 200, "threshold": 16},
-            max_repeats=1e9,
-            max_seconds=max(1.0, budget / 2 - _PILOT_SECONDS),
-        ),
-    )
-    supervise(generated, cores, runs, 0)
-    _train(generated, threads=cores)
-    wall = time.monotonic() - begun
-    return {"wall_s": wall, "runs": runs, **_errors(study, generated, valid), **_shares(generated)}
+    run = started(path, case)
+    supervise(run, cores, runs, 0)
+    left = max(1.0, budget - (time.monotonic() - begun) - start_up)
+    _train(run, cores, "--set", f"train.max_seconds={left:.1f}")
+    return run, {"wall_s": time.monotonic() - begun, "runs": runs}
 
 
-def _with_runs(arm: Arm, runs: int) -> Arm:
-    return Arm(arm.name, runs, arm.buffer, arm.fresh)
+def _median(found: Sequence[Mapping[str, float]], key: str) -> float:
+    return float(np.median([entry[key] for entry in found]))
 
 
 def _errors(study: Study, run: RunDirectory, valid: Path) -> dict[str, float]:
@@ -194,9 +185,15 @@ def _errors(study: Study, run: RunDirectory, valid: Path) -> dict[str, float]:
 
 def _shares(run: RunDirectory) -> dict[str, float]:
     """Return batches, and how much of its time the trainer waited for data."""
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    last = [line for line in lines if line["kind"] == "train"][-1]
+    last = _last(run)
     return {
         "batches": last["batch"],
         "trainer_idle": last["wait_s"] / max(last["train_s"], 1e-9),
     }
+
+
+def _last(run: RunDirectory) -> dict[str, Any]:
+    """Return the trainer's last line of metrics."""
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, Any] = [line for line in lines if line["kind"] == "train"][-1]
+    return found

@@ -204,7 +204,8 @@ def _wall(quick: bool, folder: Path) -> list[dict[str, Any]]:
                 for kind in ("reservoir", "replay")
             ]
         for live in lives:
-            rows += overlap(study, live, "confirm", folder, 1 if quick else 3)
+            n_turns, n_seeds = (3, 6) if live.arm.runs == most else (1, 3)
+            rows += overlap(study, live, "confirm", folder, 1 if quick else n_turns, n_seeds)
     for name in STUDIES:
         mine = [row for row in rows if row["study"] == name]
         keys = list(dict.fromkeys(key for row in mine for key in row))
