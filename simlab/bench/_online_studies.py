@@ -68,7 +68,7 @@ class Study:
     n_valid : dict of str to int
         Validation runs of each set of seeds.
     seeds : dict of str to sequence of int
-        Settings were chosen on ``explore``; ``confirm`` was not looked at before.
+        ``explore``: few, settings may be chosen on them; ``confirm``: never chosen on.
     measures : callable
         ``measures(model, trajectories)`` returns named errors.
     """

@@ -2,10 +2,11 @@
 
 ``e1`` (heat equation, MLP) and ``e3`` (Burgers' equation, one-step FNO): the same network with the
 same initial weights and batches, fed offline with few runs or with all of them, and online through
-every kind of buffer, by a fast solver and a slow one. Settings were chosen on the seeds
-``explore``; the seeds ``confirm``, with validation runs of their own, were not looked at before.
-Every arm is trained on the campaigns of its seed; the arm ``reservoir`` also side by side with its
-solvers, which must give the same weights bit for bit (``coupled_equal``, of how many).
+every kind of buffer, by a fast solver and a slow one. Two sets of seeds, each with validation runs
+of its own: ``explore``, few, and the ones that settings may be chosen on; ``confirm``, at least
+six, never chosen on, the ones to quote. Every arm is trained on the campaigns of its seed; the arm
+``reservoir`` also side by side with its solvers, which must give the same weights bit for bit
+(``coupled_equal``, of how many).
 
 ``e6``: uniform draws of parameters beside active sampling, where a corner of them is hard.
 
