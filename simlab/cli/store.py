@@ -171,7 +171,7 @@ def serve(
     ] = None,
     endpoint: Annotated[
         Path | None,
-        typer.Option(help="File for address and token [default: stream.json in the store]."),
+        typer.Option(help="File for address and token.", show_default="stream.json in the store"),
     ] = None,
     attach: Annotated[bool, typer.Option("--attach", hidden=True)] = False,
 ) -> None:

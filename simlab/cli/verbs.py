@@ -24,7 +24,7 @@ __all__ = ["add_to"]
 
 CasePath = Annotated[Path, typer.Argument(metavar="CASE", help="Case file (TOML).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
-Out = Annotated[Path | None, typer.Option(help="Run directory [default: runs/CASE].")]
+Out = Annotated[Path | None, typer.Option(help="Run directory.", show_default="runs/CASE")]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. family.cells=32.")
 ]
@@ -222,7 +222,8 @@ def report(run: RunPath, verbose: Verbose = False) -> int:
 def watch(
     run: RunPath,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port on this machine [default: a free one].")
+        int,
+        typer.Option(min=0, max=65535, help="Port on this machine.", show_default="a free one"),
     ] = 0,
     verbose: Verbose = False,
 ) -> int:

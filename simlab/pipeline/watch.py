@@ -184,13 +184,15 @@ class Watcher:
             try:
                 self._draw()
             except (SimlabError, OSError) as error:
-                with self._lock:
-                    self._facts["text"] = str(error)
+                self._say(str(error))
             except Exception as error:  # a page that goes on is worth more than one picture
                 log.exception("no picture")
-                with self._lock:
-                    self._facts["text"] = f"{type(error).__name__}: {error}"
+                self._say(f"{type(error).__name__}: {error}")
             time.sleep(self._picture_seconds)
+
+    def _say(self, text: str) -> None:
+        with self._lock:
+            self._facts["text"] = text
 
     def _draw(self) -> None:
         newest = newest_model(self._run)
@@ -199,7 +201,10 @@ class Watcher:
         store = SnapshotStore.open(self._run.store)
         split = next((s for s in map(store.split, ("valid", "test", "train")) if len(s)), None)
         if split is None:
+            self._say("no sealed sample to compare with yet")
             return
+        if not self._pictures:
+            self._say(f"{newest.label}: drawing")
         shown = [split[k] for k in range(min(_N_COMPARED, len(split)))]
         made = compare(newest.load(), shown, store)
         text = f"{newest.label}; of {len(shown)} samples of the {split.name} split"
