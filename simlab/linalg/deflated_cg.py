@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from math import isfinite, sqrt
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Gt, Lt
@@ -47,23 +47,13 @@ from scipy.linalg import blas
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
-from simlab.linalg.blocks import (
-    Block,
-    FixedImages,
-    Reducer,
-    apply_operator,
-    subtract,
-)
-from simlab.linalg.gate import Gate
-from simlab.linalg.krylov import needs_entries, preconditioner_options
-from simlab.linalg.ksp import KSPState, Stopwatch
-from simlab.linalg.options import merged
+from simlab.linalg.blocks import Block, subtract
+from simlab.linalg.deflation import DeflationState
+from simlab.linalg.krylov import needs_entries
+from simlab.linalg.ksp import Stopwatch
 from simlab.linalg.pencil import StepLog, inverse_over, lowest
 from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
-
-if TYPE_CHECKING:
-    from petsc4py import PETSc as PETScTypes
 
 __all__ = ["DeflatedCG", "DeflatedCGState"]
 
@@ -157,7 +147,7 @@ class DeflatedCG:
         return state.solve(system, self.rtol, self.max_iterations), state
 
 
-class DeflatedCGState(KSPState):
+class DeflatedCGState(DeflationState):
     """Preconditioner, directions, and what is handed on. Collective.
 
     Parameters
@@ -183,29 +173,14 @@ class DeflatedCGState(KSPState):
     def __init__(
         self, system: LinearSystem, settings: DeflatedCG, static: np.ndarray | None = None
     ) -> None:
-        words = {"ksp_type": "preonly", **preconditioner_options(settings.preconditioner, system)}
-        super().__init__(system, merged(words, settings.options), prefix=settings.prefix)
-        self._settings = settings
-        self._reduce = Reducer(system.A.comm)
-        rows = system.b.getLocalSize()
-        self.static = np.zeros((rows, 0)) if static is None else static
-        self.carried = np.zeros((rows, 0), order="F")
+        width = 1 + (settings.harvest if settings.carried else 0)
+        super().__init__(system, settings, static, width, width)  # D = [U | P], Q = [A U | A P]
         self.theta = np.zeros(0)
-        self.captured = 0.0
-        self.events: list[str] = []
-        self._k_max = settings.static + settings.carried
-        width = self._k_max + 1 + (settings.harvest if settings.carried else 0)
-        self._D = Block(system.b, width)  # [U | P], U ends at column k_max
-        self._Q = Block(system.b, width)  # [A U | A P]
         self._work = Block(system.b, 2)  # r and z = M r
-        self._k, self._n_carried = 0, 0
+        self._n_carried = 0
         self._E = self._E_inverse = np.zeros((0, 0))
         self._theta_in_use = self.theta
-        self._null_space: PETScTypes.NullSpace | None = None
-        self._images = FixedImages()
         self._installed: tuple[tuple[int, int], np.ndarray] | None = None
-        self._gate = Gate(self._reduce) if settings.gate and settings.carried else None
-        self._has_solved = False
 
     @property
     def name(self) -> str:
@@ -215,23 +190,12 @@ class DeflatedCGState(KSPState):
 
     def destroy(self) -> None:
         """Free PETSc objects. Collective."""
-        for block in (self._D, self._Q, self._work):
-            block.destroy()
+        self._work.destroy()
         super().destroy()
-
-    def forget(self) -> None:
-        """Drop the carried part; the next system starts from the static space alone."""
-        self.carried, self.theta = self.carried[:, :0], self.theta[:0]
-
-    def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``U, W`` with ``A U = W`` for the last system: local rows, views."""
-        part = slice(self._k_max - self._k, self._k_max)
-        return self._D.array[:, part], self._Q.array[:, part]
 
     def _install(self, system: LinearSystem, done: Any) -> None:
         """Make ``W = A U`` and ``E`` for this system's matrix. Collective."""
-        space = system.A.getNullSpace()
-        self._null_space = space if space.handle else None
+        self._look_at(system)
         if (
             self._installed is not None
             and self._installed[0] == system.version
@@ -243,12 +207,7 @@ class DeflatedCGState(KSPState):
         self._k, self._n_carried = k, n_carried
         U, W = self.deflated_pair()
         U[:, :n_static], U[:, n_static:] = self.static, self.carried
-        middle = self._k_max - n_carried
-        done.operator_applies += n_carried
-        done.operator_applies += self._images.combine(
-            system, self._D, self._Q, middle - n_static, middle
-        )
-        apply_operator(system.A, self._D, self._Q, middle, self._k_max)
+        self._make_images(system, done)
         with np.errstate(invalid="ignore", over="ignore"):  # spoilt columns are found below
             gram = self._reduce.gram(U, W)
         kept, self._E_inverse = self._reduce.from_root(inverse_over, gram)
@@ -289,8 +248,8 @@ class DeflatedCGState(KSPState):
     ) -> None:
         """Iterate until the true residual meets the tolerance."""
         s = self._settings
-        kept = self.carried, self.theta
-        gate = self._gate if self._has_solved else None
+        carried = self.carried
+        gate = self._admitting_gate()
         renews = s.carried > 0 and (gate is None or gate.admits())
         if not renews and self.carried.shape[1]:
             self.forget()
@@ -328,15 +287,7 @@ class DeflatedCGState(KSPState):
         if done.reason is Reason.CONVERGED and log.n_pairs and log.k == self._k:
             self._renew(log)
         watch.lap("recycle")
-        self._has_solved = True
-        if gate is not None and gate.is_open:
-            said = gate.book(self.captured)
-            done.note = "; ".join(filter(None, (done.note, said)))
-            if not renews and gate.is_open:  # a control leaves what is carried to the next system
-                self.carried, self.theta = kept
-            if not gate.is_open:
-                self.forget()
-                self.events.append(gate.reason)
+        self._book(gate, not renews, carried, done)
 
     def _start(self, r: np.ndarray) -> float:
         """Deflate the right-hand side; return the length of what that took out. Collective."""
@@ -385,7 +336,7 @@ class DeflatedCGState(KSPState):
 
         ``r`` in the work block and ``x`` are kept up to date.
         """
-        A, pc, total = system.A, self.ksp.getPC(), self._reduce.sum
+        A, total = system.A, self._reduce.sum
         r, z = self._work.array[:, 0], self._work.array[:, 1]
         U, W = self.deflated_pair()
         k, keeps_history = self._k, self._settings.history
@@ -405,10 +356,8 @@ class DeflatedCGState(KSPState):
             if n_since_check == _CHECK_EVERY and k:
                 n_since_check = 0
                 self._project_again(system, r, x, rho)
-            pc.apply(self._work.touch(0), self._work.vecs[1])
+            self._apply_pc(self._work.touch(0), self._work.vecs[1])
             done.pc_applies += 1
-            if self._null_space is not None:
-                self._null_space.remove(self._work.touch(1))
             np.matmul(W.T, z, out=products[:k])
             products[k] = r @ z
             reduced = total(products)

@@ -27,36 +27,24 @@ flops. Memory: ``2 n (m + k)`` numbers.
 from __future__ import annotations
 
 from dataclasses import field
-from math import hypot, isfinite, sqrt
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from math import isfinite, sqrt
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Gt, Lt
 from pydantic import NonNegativeInt, PositiveInt
-from scipy.linalg import solve_triangular
 
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason
 from simlab.linalg.arnoldi import orthogonalise
-from simlab.linalg.blocks import (
-    Block,
-    FixedImages,
-    Reducer,
-    apply_operator,
-    orthonormalise,
-    subtract,
-    transform,
-)
-from simlab.linalg.gate import Gate
+from simlab.linalg.blocks import Block, orthonormalise, subtract, transform
+from simlab.linalg.deflation import DeflationState
 from simlab.linalg.harmonic import handed_on
-from simlab.linalg.krylov import needs_entries, preconditioner_options
-from simlab.linalg.ksp import KSPState, Stopwatch
-from simlab.linalg.options import merged
+from simlab.linalg.krylov import needs_entries
+from simlab.linalg.ksp import Stopwatch
+from simlab.linalg.least_squares import HessenbergLeastSquares
 from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
-
-if TYPE_CHECKING:
-    from petsc4py import PETSc as PETScTypes
 
 __all__ = ["GCRODR", "GCRODRState"]
 
@@ -165,7 +153,7 @@ class GCRODR:
         return state.solve(system, self.rtol, self.max_iterations), state
 
 
-class GCRODRState(KSPState):
+class GCRODRState(DeflationState):
     """Preconditioner, basis vectors, and what is handed on. Collective.
 
     Parameters
@@ -189,29 +177,15 @@ class GCRODRState(KSPState):
     def __init__(
         self, system: LinearSystem, settings: GCRODR, static: np.ndarray | None = None
     ) -> None:
-        words = {"ksp_type": "preonly", **preconditioner_options(settings.preconditioner, system)}
-        super().__init__(system, merged(words, settings.options), prefix=settings.prefix)
-        self._settings = settings
-        self._reduce = Reducer(system.A.comm)
-        rows, k = system.b.getLocalSize(), settings.static + settings.carried
-        self._k_max, self._k, self._n_fixed = k, 0, 0
-        self._Q = Block(system.b, k + settings.restart + 1)  # [C | V], C ends at column k_max
-        self._D = Block(system.b, k + settings.restart)  # [U | Z], U ends at column k_max
+        # D = [U | Z], Q = [C | V]
+        super().__init__(system, settings, static, settings.restart, settings.restart + 1)
+        self._n_fixed = 0
         self._is_plain = self.ksp.getPC().getType() == "none"
         is_inner = settings.target == "preconditioned" and not self._is_plain
-        self._Y = Block(system.b, k) if is_inner else None  # U = M Y, ends at column k_max
-        self.static = np.zeros((rows, 0)) if static is None else static
-        self.carried = np.zeros((rows, 0), order="F")
-        self.captured = 0.0
-        self.events: list[str] = []
-        self._gate = Gate(self._reduce) if settings.gate and settings.wants_order else None
-        self._n_solved = 0
+        self._Y = Block(system.b, self._k_max) if is_inner else None  # U = M Y, ends at k_max too
         self._usual = 0  # iterations of the last system that carried
         self._before: np.ndarray | None = None  # C at the last control that was watched
-        self._drift = np.nan
         self._norms: list[float] = []
-        self._null_space: PETScTypes.NullSpace | None = None
-        self._images = FixedImages()
         # a static space alone is never moved: U is its columns times this, where not None
         self._mix: np.ndarray | None = None
         self._image_version: tuple[int, int] | None = None
@@ -230,39 +204,31 @@ class GCRODRState(KSPState):
 
     def destroy(self) -> None:
         """Free PETSc objects. Collective."""
-        for block in (self._Q, self._D, self._Y):
-            if block is not None:
-                block.destroy()
+        if self._Y is not None:
+            self._Y.destroy()
         super().destroy()
 
     def forget(self) -> None:
         """Drop the carried part; the next cycle starts from the static space alone."""
-        self.carried = self.carried[:, :0]
+        super().forget()
         self._k, self._mix, self._image_version = 0, None, None
 
     def deflated_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Return ``U, C`` with ``A U = C`` for the last system: local rows."""
-        part = slice(self._k_max - self._k, self._k_max)
-        U, C = self._D.array[:, part], self._Q.array[:, part]
+        U, C = super().deflated_pair()
         return U if self._mix is None else U @ self._mix, C
 
     def _mixed(self, c: np.ndarray) -> np.ndarray:
         """Return the coefficients of ``U c`` with respect to the columns that are stored."""
         return c if self._mix is None else self._mix @ c
 
-    def _apply_pc(self, v: PETScTypes.Vec, z: PETScTypes.Vec) -> None:
-        self.ksp.getPC().apply(v, z)
-        if self._null_space is not None:
-            self._null_space.remove(z)
-
     def _install(self, system: LinearSystem, done: Any) -> None:
         """Make ``A U = C``, ``C^T C = I`` for this system's matrix. Collective."""
-        space = system.A.getNullSpace()
-        self._null_space = space if space.handle else None
+        self._look_at(system)
         if self._image_version == system.version:
             return
         n_static, n_carried = self.static.shape[1], self.carried.shape[1]
-        first, middle = self._k_max - n_static - n_carried, self._k_max - n_carried
+        first = self._k_max - n_static - n_carried
         part = slice(first, self._k_max)
         U, inner = self._D.array[:, part], None
         if self._Y is not None:
@@ -273,9 +239,7 @@ class GCRODRState(KSPState):
             done.pc_applies += n_carried
         elif self._mix is None:
             U[:, :n_static], U[:, n_static:] = self.static, self.carried
-        done.operator_applies += n_carried
-        done.operator_applies += self._images.combine(system, self._D, self._Q, first, middle)
-        apply_operator(system.A, self._D, self._Q, middle, self._k_max)
+        self._make_images(system, done)
         T = orthonormalise(self._Q.array[:, part], self._reduce)
         self._k = T.shape[1]
         self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
@@ -301,8 +265,8 @@ class GCRODRState(KSPState):
         """
         if not self._k:
             return 0.0
-        part, taken = slice(self._k_max - self._k, self._k_max), 0.0
-        U, C = self._D.array[:, part], self._Q.array[:, part]
+        taken = 0.0
+        U, C = super().deflated_pair()
         with self.x as x:
             for _ in range(2):
                 c = self._reduce.sum(C.T @ r)
@@ -323,7 +287,7 @@ class GCRODRState(KSPState):
     ) -> None:
         """Cycle until the true residual meets the tolerance."""
         settings, carried = self._settings, self.carried
-        gate = self._gate if self._n_solved else None
+        gate = self._admitting_gate()
         self._carries = settings.update != "never" and (gate is None or gate.admits())
         if not self._carries:
             if gate is not None and gate.watches and self._k:
@@ -368,19 +332,7 @@ class GCRODRState(KSPState):
                 U = self._Y.array[:, self._k_max - self._k :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
             self._usual = done.iterations
-        self._n_solved += 1
-        if gate is not None and gate.is_open:
-            self._book(gate, carried, done)
-
-    def _book(self, gate: Gate, carried: np.ndarray, done: Any) -> None:
-        """Report to the gate; a control leaves what is carried to the next system. Collective."""
-        said = gate.book(self.captured, self._drift)
-        done.note = "; ".join(filter(None, (done.note, said)))
-        if not self._carries:
-            self.forget()
-            self.carried = carried if gate.is_open else self.carried
-        if not gate.is_open:
-            self.events.append(gate.reason)
+        self._book(gate, not self._carries, carried, done)
 
     def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
         """Write ``b - A x`` to ``r``. Collective."""
@@ -435,11 +387,10 @@ class GCRODRState(KSPState):
         G = np.zeros((self._k + steps + 1, self._k + steps))
         G[: self._k, : self._k] = np.eye(self._k)
         H = G[self._k :, self._k :]
-        R, omega = np.zeros((steps, steps)), np.eye(steps + 1)  # omega H = [R; 0]
-        g = np.zeros(steps + 1)
-        g[0] = norm
-        loss, fault, j = _EPS, None, 0
-        while j < steps and abs(g[j]) > goal and fault is None:
+        small = HessenbergLeastSquares(norm, steps)
+        loss, fault = _EPS, None
+        while small.n < steps and small.residual > goal and fault is None:
+            j = small.n
             self._apply_pc(self._Q.touch(V + j), self._D.vecs[V + j])
             system.A.mult(self._D.vecs[V + j], self._Q.vecs[V + j + 1])
             done.iterations += 1
@@ -450,34 +401,25 @@ class GCRODRState(KSPState):
                 return norm, Reason.NON_FINITE
             G[: len(column), self._k + j] = column
             H[j + 1, j] = length
-            turned = omega[: j + 1, : j + 1] @ H[: j + 1, j]
-            size = hypot(turned[j], length)
-            if length <= _BREAKDOWN * float(np.linalg.norm(column)):
-                Q[:, V + j + 1] = 0.0
-                if abs(turned[j]) <= _BREAKDOWN * float(np.linalg.norm(turned)):
-                    fault = Reason.BREAKDOWN  # the new direction adds nothing
-                    break
-                fault = None if length * abs(g[j]) <= goal * size else Reason.BREAKDOWN
-            else:
-                Q[:, V + j + 1] *= 1.0 / length
-            cos, sin = turned[j] / size, length / size
-            R[:j, j], R[j, j] = turned[:j], size
-            omega[j + 1, : j + 1] = -sin * omega[j, : j + 1]
-            omega[j, : j + 1] *= cos
-            omega[j, j + 1], omega[j + 1, j + 1] = sin, cos
-            g[j], g[j + 1] = cos * g[j], -sin * g[j]
-            j += 1
+            is_new = length > _BREAKDOWN * float(np.linalg.norm(column))
+            Q[:, V + j + 1] *= 1.0 / length if is_new else 0.0
+            if not small.add(H[: j + 1, j], length):
+                fault = Reason.BREAKDOWN  # the new direction adds nothing
+                break
+            if not is_new and small.residual > goal:
+                fault = Reason.BREAKDOWN
             if self._settings.history:
-                self._norms.append(abs(float(g[j])))
+                self._norms.append(small.residual)
+        j = small.n
         if j:
-            y = solve_triangular(R[:j, :j], g[:j])
+            y = small.solution()
             with self.x as x:
                 deflated = self._mixed(G[: self._k, self._k : self._k + j] @ y)
                 part = np.concatenate([deflated, -y])
                 subtract(x, D[:, first : V + j], part)
             r.fill(0.0)
-            subtract(r, Q[:, V : V + j + 1], -g[j] * omega[j, : j + 1])
-            norm = abs(float(g[j]))
+            subtract(r, Q[:, V : V + j + 1], -small.residual_vector())
+            norm = small.residual
             is_last = norm <= goal
             if self._renews and not (is_last and not self._carries):
                 self._renew(G[: self._k + j + 1, : self._k + j], j)
