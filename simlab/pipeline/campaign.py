@@ -37,6 +37,7 @@ from simlab.core.runs import RunDirectory
 from simlab.learn.layout import learned_schema
 from simlab.pipeline.case import Campaign, Case, completed
 from simlab.pipeline.chain import Outcome
+from simlab.pipeline.draws import redrawn
 from simlab.pipeline.order import AS_DRAWN, wanted_order
 from simlab.pipeline.pilot import samples_of_a_pilot
 from simlab.pipeline.stealing import Crew
@@ -253,7 +254,7 @@ def run_campaign(
             total.n_missing = len(set(np.concatenate(parts).tolist()) - ended_in(store))
             total.stopped = total.stopped and total.n_missing > 0
             seconds = time.perf_counter() - begun
-            facts = _facts(case, store, total, work, seconds)
+            facts = _facts(case, run, store, total, work, seconds)
             run.update(campaign=facts, seconds={"generate": seconds})
     total = comm.bcast(total)
     if total.failed > case.campaign.max_failures:
@@ -290,7 +291,7 @@ def _open_store(case: Case, run: RunDirectory) -> SnapshotStore:
 
 
 def _facts(
-    case: Case, store: SnapshotStore, total: Outcome, work: Work, seconds: float
+    case: Case, run: RunDirectory, store: SnapshotStore, total: Outcome, work: Work, seconds: float
 ) -> dict[str, Any]:
     """Return the manifest's campaign section, and say the cost line that ends every campaign."""
     hours = total.cpu.get("all", 0.0) / 3600
@@ -312,7 +313,7 @@ def _facts(
         "n": case.campaign.n,
         "done": len(store.done()),
         "failed": len(store.failed()),
-        "redrawn": total.redrawn,
+        "redrawn": sum(redrawn(run).values()),
     }
     if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
         return standing

@@ -44,7 +44,6 @@ __all__ = ["Chain", "Outcome"]
 log = logging.getLogger("simlab.campaign")
 
 _N_EVENTS = 100  # of each group that the manifest keeps
-_REDRAW = 1_000_003  # between the seeds of a sample's draws
 
 
 @dataclass
@@ -56,8 +55,6 @@ class Outcome:
     done, failed : int
         Samples of this call; ``n_missing`` are still to be solved (after a stop or in other
         shards).
-    redrawn : int
-        Draws that failed at once and made room for others.
     stopped : bool
         A stop was asked for before the end.
     groups : list of dict
@@ -67,7 +64,6 @@ class Outcome:
 
     done: int = 0
     failed: int = 0
-    redrawn: int = 0
     n_missing: int = 0
     stopped: bool = False
     iterations: int = 0
@@ -86,7 +82,6 @@ class Outcome:
         for name in (
             "done",
             "failed",
-            "redrawn",
             "iterations",
             "operator_applies",
             "pc_applies",
@@ -217,26 +212,34 @@ class Chain:
 
     def _solve(self, index: int, writer: Any) -> None:
         """Solve a sample, or others in its place while it fails at once. Collective."""
-        campaign, outcome = self._case.campaign, self._outcome
-        for redraw in range(campaign.redraws + 1):
+        outcome, is_drawn_anew = self._outcome, True
+        while is_drawn_anew:
             before = outcome.solves
-            reason = self._attempt(index, campaign.seed + redraw * _REDRAW, writer)
+            reason = self._attempt(index, writer)
             if not reason:
                 outcome.done += 1
                 return
-            if outcome.solves > before or redraw == campaign.redraws:
-                break  # what was stored may have been learned from, as this sample
-            log.warning("sample %d failed and is drawn anew: %s", index, reason)
-            outcome.redrawn += 1
-        log.warning("sample %d failed and is skipped: %s", index, reason)
+            # what was stored may have been learned from, as this sample
+            is_drawn_anew = outcome.solves == before and self._draws.redraw(index)
+            with agreement(self._group.comm):
+                if writer is not None:
+                    (writer.abandon if is_drawn_anew else writer.fail)(index, reason)
+            what = "drawn anew" if is_drawn_anew else "skipped"
+            log.warning("sample %d failed and is %s: %s", index, what, reason)
         outcome.failed += 1
         outcome.failures.append({"index": index, "reason": reason})
 
-    def _attempt(self, index: int, seed: int, writer: Any) -> str:
-        """Draw a sample from a seed and solve it; return why it failed. Collective."""
+    def _attempt(self, index: int, writer: Any) -> str:
+        """Draw a sample and solve it; return why that failed, its end not yet written. Collective.
+
+        Returns
+        -------
+        str
+            Empty when it did not fail.
+        """
         case, outcome = self._case, self._outcome
         with self.clock("draw"):
-            space = self._draws.space_of(index)
+            space, seed = self._draws.space_of(index), self._draws.seed_of(index)
             with agreement(self._group.comm):
                 mu = space.sample(1, seed, index)[0]
                 self._begin(mu, writer)
@@ -269,11 +272,7 @@ class Chain:
                 if writer is not None:
                     writer.finish(index)
         except (ConvergenceError, SchemaError) as error:
-            reason = str(error).splitlines()[0]
-            with agreement(self._group.comm):
-                if writer is not None:
-                    writer.fail(index, reason)
-            return reason
+            return str(error).splitlines()[0]
         return ""
 
     def _begin(self, mu: Sample, writer: Any) -> None:

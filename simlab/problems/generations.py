@@ -1,8 +1,13 @@
-"""What active sampling writes down in a run: every generation, and which one each draw is of.
+"""What is written down in a run about how its samples are drawn.
 
     sampling/generation-0003.json    the third generation, by the trainer; never changes
     sampling/draws.log               a line for each training sample, by the solvers, before it
                                      is solved: its id, its generation, a checksum
+    sampling/redraws.log             a line for each sample that failed at once and is drawn anew,
+                                     before it is: its id, how often by now, a checksum
+
+The first two are active sampling's (:mod:`simlab.problems.breed`), the third is that of
+``campaign.redraws``.
 
 Generations are whole files, synced and renamed into place, so a reader sees all of one or nothing.
 Lines are appended in one write and synced; each begins with a line break, so that one torn by a
@@ -74,21 +79,23 @@ class GenerationFiles:
 
 
 class DrawLog:
-    """Which generation each draw of a run is of; any number of processes write and read.
+    """A number for each draw of a run, its generation; any number of processes write and read.
 
     Parameters
     ----------
     directory : Path
         May not exist yet.
+    name : str
+        Of the file in it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "draws.log"
+    def __init__(self, directory: Path, name: str = "draws.log") -> None:
+        self._path = directory / name
         self._offset = 0
 
-    def note(self, index: int, generation: int) -> None:
+    def note(self, index: int, number: int) -> None:
         """Append one draw; it is on the disk when this returns."""
-        words = f"{index} {generation}"
+        words = f"{index} {number}"
         line = f"\n{words} {zlib.crc32(words.encode()):08x}\n".encode()
         with files.reported(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +107,12 @@ class DrawLog:
                 os.close(fd)
 
     def news(self) -> dict[int, int]:
-        """Return the generations of the draws noted since the last call, by id.
+        """Return the numbers of the draws noted since the last call, by id; the first of an id."""
+        return dict(reversed(self.lines()))
 
-        The first line of an id counts; lines whose checksum is wrong do not.
-        """
-        found: dict[int, int] = {}
+    def lines(self) -> list[tuple[int, int]]:
+        """Return id and number of every line since the last call whose checksum is right."""
+        found: list[tuple[int, int]] = []
         with files.reported(self._path):
             try:
                 with self._path.open("rb") as file:
@@ -117,6 +125,6 @@ class DrawLog:
         for line in added[:whole].split(b"\n"):
             words, _, checksum = line.rpartition(b" ")
             if words and checksum == f"{zlib.crc32(words):08x}".encode():
-                index, generation = map(int, words.split())
-                found.setdefault(index, generation)
+                index, number = map(int, words.split())
+                found.append((index, number))
         return found

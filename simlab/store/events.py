@@ -45,7 +45,7 @@ class StepRecord:
 class End:
     """A trajectory that had begun ends.
 
-    ``status`` is "done", "failed" or, when its writer died, "abandoned".
+    ``status`` is "done", "failed" or, when its writer died or gave this attempt up, "abandoned".
     """
 
     traj: int

@@ -306,6 +306,9 @@ def _seal_batch(store: SnapshotStore, batch: Sequence[SegmentState], shard_bytes
                 continue
             retiring.append((state.name, found.abandoned))
             for row in found.rows:
+                if row.status == "abandoned":
+                    found.abandoned.append(row)
+                    continue
                 if row.status == "done":
                     best[row.traj] = max(best.get(row.traj, 0), row.attempt)
                 elif not row.steps:

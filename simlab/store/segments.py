@@ -290,6 +290,10 @@ class Writer:
         """End a trajectory that could not be computed; it is kept apart from good data."""
         self._end(traj, self._state(traj), "failed", reason)
 
+    def abandon(self, traj: int, reason: str) -> None:
+        """End an attempt of which nothing is kept: the trajectory is to begin again, not failed."""
+        self._end(traj, self._state(traj), "abandoned", reason)
+
     def sync(self) -> None:
         """Bring everything written so far to the disk, for instance before a checkpoint."""
         self._check_usable()

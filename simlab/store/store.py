@@ -428,7 +428,7 @@ class SnapshotStore:
             for run in segment.ended:
                 if run.status == "done":
                     done.append(run.traj)
-                elif run.attempt > attempts.get(run.traj, 0):
+                elif run.status == "failed" and run.attempt > attempts.get(run.traj, 0):
                     attempts[run.traj] = run.attempt
                     state[run.traj] = _FAILED
             if segment.runs and self.inflight.is_writable(name):
