@@ -59,6 +59,8 @@ _CHECKPOINTS = "checkpoints"
 _SPREAD = 104729
 _IDLE_SECONDS = 0.01
 _DEAR_SECONDS = 20.0  # of validations to come: several times what it costs to start a process
+_BRIEF_SECONDS = 1.0  # that the first validation may take to find out how long one takes
+_PART = 8  # of a validation set is one that tells whether it will take longer
 Observer = Callable[..., Any]
 
 
@@ -360,7 +362,7 @@ class Trainer:
         """Validate the weights after this batch, or have it done; the last one is waited for."""
         if not len(validation) or self.ranks.rank:
             return
-        if self._validator is None and self._wants_process():
+        if self._validator is None and self._wants_process(validation):
             self._validator = Validator(self.settings, self.schema, validation)
         average, validator = self._average, self._validator
         with nullcontext() if average is None else average.in_place():
@@ -371,19 +373,28 @@ class Trainer:
                 self._tell_of(validator.finish())
             is_told = validator is not None and not validator.failure
             if not is_told:
-                begun = time.monotonic()
-                errors = self.model.validate(validation)
-                self._validation_seconds = time.monotonic() - begun
+                errors, self._validation_seconds = self._timed(validation)
                 self._tell("validation", batch=self.batch, **errors)
 
-    def _wants_process(self) -> bool:
-        """Whether validations are to be made elsewhere: as asked, or because they are dear."""
+    def _timed(self, validation: Sequence[Trajectory]) -> tuple[dict[str, Any], float]:
+        """Return the errors, and the seconds it took to find them."""
+        begun = time.monotonic()
+        return self.model.validate(validation), time.monotonic() - begun
+
+    def _wants_process(self, validation: Sequence[Trajectory]) -> bool:
+        """Whether validations are to be made elsewhere: as asked, or because they are dear.
+
+        How long one takes is known from those made here, and before the first from a part of it.
+        """
         if self.settings.validator != "auto":
             return self.settings.validator == "process"
-        share = self._share
-        n_done = self.batch / self.settings.validate_every
-        n_left = n_done * (1.0 - share) / share
-        return n_left * self._validation_seconds > _DEAR_SECONDS
+        share, seconds = self._share, self._validation_seconds
+        n_left = self.batch / self.settings.validate_every * (1.0 - share) / share
+        if n_left and not seconds:
+            part = validation[: -(-len(validation) // _PART)]
+            seconds = self._timed(part)[1] * len(validation) / len(part)
+            seconds = seconds if seconds > _BRIEF_SECONDS else 0.0
+        return n_left * seconds > _DEAR_SECONDS
 
     def _collect(self) -> None:
         """Pass on what another process has found by now."""
