@@ -1,8 +1,8 @@
 """The small least-squares problem of GMRES, solved anew after every step by one more rotation.
 
-With orthogonal omega and triangular R in ``omega H = [R; 0]``, the y that makes the length of ``beta
-e_1 - H y`` smallest is ``R^-1`` times the first entries of ``beta omega e_1``, and its last entry is
-that length. Cost of step j: ``2 j^2`` flops.
+With orthogonal omega and triangular R in ``omega H = [R; 0]``, the y that makes the length of
+``beta e_1 - H y`` smallest is ``R^-1`` times the first entries of ``beta omega e_1``, and the last
+entry is that length. Cost of step j: ``2 j^2`` flops.
 """
 
 from __future__ import annotations
