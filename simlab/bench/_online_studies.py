@@ -128,7 +128,7 @@ def _heat_errors(model: Model, trajectories: Sequence[Trajectory]) -> dict[str, 
     return {"rmse_K": float(np.sqrt(np.mean(np.square(made - truth, dtype=np.float64))))}
 
 
-def _burgers_errors(model: Model, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+def _march_errors(model: Model, trajectories: Sequence[Trajectory]) -> dict[str, float]:
     made = model.predict([trajectory.sample for trajectory in trajectories])["u"]
     truth = np.stack([trajectory.outputs["u"] for trajectory in trajectories])
     last = relative_l2(made[:, -1:], truth[:, -1:])
@@ -156,6 +156,7 @@ _HEAT = Study(
         "loss": "mse",
     },
     arms=(
+        Arm("offline, as much as the buffer holds", 15),
         Arm("offline", 20),
         Arm("offline", 80),
         Arm("offline", 160),
@@ -173,6 +174,27 @@ _HEAT = Study(
     n_valid={"explore": 10, "confirm": 40},
     seeds={"explore": (311, 457, 593), "confirm": (7013, 7121, 7333, 7561, 7793, 7907)},
     measures=_heat_errors,
+)
+
+_LORENZ = Study(
+    name="e2",
+    title="E2: Lorenz system with random parameters, 100 outputs, one-step MLP",
+    family={"kind": "lorenz"},
+    train={
+        "operator": {"kind": "mlp", "hidden": [128, 128]},
+        "batch": 16,
+        "n_batches": 2500,
+        "ahead": 1,
+    },
+    arms=(
+        Arm("offline", 400),
+        Arm("fifo", 400, _buffer("fifo", 1000), fresh=16),
+        Arm("firo", 400, _buffer("firo", 1000, 200), fresh=16),
+        Arm("reservoir", 400, _buffer("reservoir", 1000, 200), fresh=16),
+    ),
+    n_valid={"explore": 32, "confirm": 64},
+    seeds={"explore": (317, 461), "confirm": (7027, 7129, 7351, 7577, 7823, 7927)},
+    measures=_march_errors,
 )
 
 _BURGERS = Study(
@@ -198,7 +220,7 @@ _BURGERS = Study(
     ),
     n_valid={"explore": 32, "confirm": 64},
     seeds={"explore": (331, 467), "confirm": (7019, 7127, 7349, 7573, 7817, 7919)},
-    measures=_burgers_errors,
+    measures=_march_errors,
 )
 
-STUDIES = {study.name: study for study in (_HEAT, _BURGERS)}
+STUDIES = {study.name: study for study in (_HEAT, _LORENZ, _BURGERS)}

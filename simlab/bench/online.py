@@ -1,12 +1,12 @@
 """Online training: feeds at equal batches, coupled runs at equal wall clock, active sampling.
 
-``e1`` (heat equation, MLP) and ``e3`` (Burgers' equation, one-step FNO): the same network with the
-same initial weights and batches, fed offline with few runs or with all of them, and online through
-every kind of buffer, by a fast solver and a slow one. Two sets of seeds, each with validation runs
-of its own: ``explore``, few, and the ones that settings may be chosen on; ``confirm``, at least
-six, never chosen on, the ones to quote. Every arm is trained on the campaigns of its seed; the arm
-``reservoir`` also side by side with its solvers, which must give the same weights bit for bit
-(``coupled_equal``, of how many).
+``e1`` (heat equation, MLP), ``e2`` (Lorenz system, one-step MLP) and ``e3`` (Burgers' equation,
+one-step FNO): the same network with the same initial weights and batches, fed offline with few runs
+or with all of them, and online through every kind of buffer, by a fast solver and a slow one. Two
+sets of seeds, each with validation runs of its own: ``explore``, few, and the ones that settings
+may be chosen on; ``confirm``, at least six, never chosen on, the ones to quote. Every arm is
+trained on the campaigns of its seed; the arm ``reservoir`` also side by side with its solvers,
+which must give the same weights bit for bit (``coupled_equal``, of how many).
 
 ``e6``: uniform draws of parameters beside active sampling, where a corner of them is hard.
 
@@ -18,6 +18,7 @@ Ratios are of mean errors over the seeds of a set.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,9 +34,10 @@ from simlab.bench.runner import outcome, print_ratios, print_table
 from simlab.core.config import nearest
 from simlab.core.errors import ConfigError
 
-__all__ = ["run"]
+__all__ = ["joined", "run"]
 
-_PARTS = ("e1", "e3", "e6", "wall")
+_PARTS = ("e1", "e2", "e3", "e6", "wall")
+_LIVE = ("e1", "e3")
 _SLOW = {"kind": "krylov", "method": "gmres", "preconditioner": "none"}
 _RATIOS: dict[str, tuple[tuple[str, str, tuple[str, int], tuple[str, int], str], ...]] = {
     "e1": (
@@ -44,6 +46,12 @@ _RATIOS: dict[str, tuple[tuple[str, str, tuple[str, int], tuple[str, int], str],
         ("reservoir_over_shuffled", "rmse_K", ("reservoir", 800), ("offline", 800), "<= 1.25"),
         ("replay160_over_offline160", "rmse_K", ("replay", 160), ("offline", 160), "<= 1.25"),
         ("replay160_over_reservoir160", "rmse_K", ("replay", 160), ("reservoir", 160), "<= 0.93"),
+    ),
+    "e2": (
+        ("reservoir_over_fifo", "one_step", ("reservoir", 400), ("fifo", 400), ""),
+        ("reservoir_over_fifo", "rollout", ("reservoir", 400), ("fifo", 400), ""),
+        ("reservoir_over_shuffled", "one_step", ("reservoir", 400), ("offline", 400), ""),
+        ("reservoir_over_shuffled", "rollout", ("reservoir", 400), ("offline", 400), ""),
     ),
     "e3": (
         ("reservoir_over_offline16", "one_step", ("reservoir", 1000), ("offline", 16), "<= 0.75"),
@@ -67,7 +75,7 @@ def run(
     quick : bool
         A tenth of the runs and batches, three seeds: does it run, not what does it give.
     experiment : str, optional
-        Parts joined by commas: ``e1``, ``e3``, ``e6``, ``wall``; all when left out.
+        Parts joined by commas: ``e1``, ``e2``, ``e3``, ``e6``, ``wall``; all when left out.
     figures : path, optional
         Folder for the figures.
     """
@@ -99,6 +107,19 @@ def run(
         for path in draw(figures, rows):
             print(path)
     return outcome("online", rows, ratios)
+
+
+def joined(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result with the parts that only the one recorded in a file has."""
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    new = {_part(row) for row in result["rows"]}
+    kept = [row for row in recorded["rows"] if _part(row) not in new]
+    rows = sorted([*kept, *result["rows"]], key=lambda row: _PARTS.index(_part(row)))
+    return {**result, "rows": rows, "ratios": recorded["ratios"] | result["ratios"]}
+
+
+def _part(row: Mapping[str, Any]) -> str:
+    return "wall" if "run" in row else str(row["study"])
 
 
 def _feeds(study: Study, folder: Path) -> list[dict[str, Any]]:
@@ -193,8 +214,8 @@ def _active(
 def _wall(quick: bool, folder: Path) -> list[dict[str, Any]]:
     """Print and return the times and errors of live runs."""
     rows: list[dict[str, Any]] = []
-    for name, study in STUDIES.items():
-        study = study.smaller() if quick else study
+    for name in _LIVE:
+        study = STUDIES[name].smaller() if quick else STUDIES[name]
         arms = {(arm.name, arm.runs): arm for arm in study.arms}
         most = study.most_runs
         lives = [Live("reservoir", arms["reservoir", most], {"kind": "auto"})]
@@ -207,7 +228,7 @@ def _wall(quick: bool, folder: Path) -> list[dict[str, Any]]:
         for live in lives:
             n_turns, n_seeds = (3, 6) if live.arm.runs == most else (1, 3)
             rows += overlap(study, live, "confirm", folder, 1 if quick else n_turns, n_seeds)
-    for name in STUDIES:
+    for name in _LIVE:
         mine = [row for row in rows if row["study"] == name]
         keys = list(dict.fromkeys(key for row in mine for key in row))
         print_table(f"{name}, live", mine, [key for key in keys if key not in ("study", "seeds")])

@@ -37,7 +37,7 @@ def bench(
     ] = None,
     experiment: Annotated[
         str | None,
-        typer.Option("--experiment", help="online: parts joined by commas: e1,e3,e6,wall."),
+        typer.Option("--experiment", help="online: parts joined by commas: e1,e2,e3,e6,wall."),
     ] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", help="skr, online: draw figures into this folder.")
@@ -60,6 +60,8 @@ def bench(
         _restart_with_one_thread()
     result = module.run(quick=quick, **given)
     if json is not None:
+        if experiment is not None and json.is_file():
+            result = module.joined(json, result)
         runner.save(result, json)
         typer.echo(f"written: {json}")
     return 0
