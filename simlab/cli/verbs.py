@@ -19,6 +19,7 @@ from simlab.core.signals import interrupts
 from simlab.linalg import petsc
 from simlab.pipeline.campaign import check_case, plan, run_campaign
 from simlab.pipeline.case import Case, completed, load_case
+from simlab.pipeline.supervisor import refuse_if_at_work, refuse_if_supervised
 
 __all__ = ["add_to"]
 
@@ -70,7 +71,6 @@ def run(
             "`simlab run` starts its own ranks: call it without mpirun, as `simlab run CASE -n 2`"
         )
     from simlab.pipeline.online import supervise
-    from simlab.pipeline.supervisor import refuse_if_supervised
     from simlab.pipeline.training import evaluate_run, report_run
 
     configure_logging(verbose=verbose)
@@ -141,6 +141,7 @@ def generate(
     here = RunDirectory(directory)
     with agreement(world):
         if world.rank == 0 and not attach:
+            refuse_if_supervised(directory, fresh, "solvers")
             RunDirectory.start(
                 directory,
                 resolved.tables(),
@@ -157,7 +158,7 @@ def generate(
         typer.echo(f"stopped with {outcome.n_missing} samples to go; --resume goes on")
     if world.rank == 0:
         typer.echo(f"store: {here.store}")
-    return 3 if outcome.failed else 0
+    return 3 if outcome.n_failed else 0
 
 
 def train(
@@ -184,6 +185,8 @@ def train(
         raise ConfigError("the case has no [train] table, so there is nothing to train", str(case))
     if dry_run:
         return _print_plan(resolved, max(solver_ranks, 1), directory)
+    if not attach:
+        refuse_if_at_work(directory, "trainer")
     here = _training_run(resolved, directory)
     if not attach:
         here.forget_stop()

@@ -32,7 +32,7 @@ import tomli_w
 from simlab.core.config import differences
 from simlab.core.errors import ConfigError, StoreError
 
-__all__ = ["RunDirectory", "publish", "software"]
+__all__ = ["RunDirectory", "metric_lines", "publish", "software"]
 
 _PACKAGES = (
     "numpy",
@@ -53,11 +53,38 @@ _BEGINNING = (".manifest.lock", "case.toml", "manifest.json")
 def publish(path: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one whole, crash or not."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with _reported(path):
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn what the system says about writing a file into a StoreError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def metric_lines(text: bytes) -> list[dict[str, Any]]:
+    """Return the entries of ``metrics.jsonl``, without lines that a kill or a full disk tore."""
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            found.append(entry)
+    return found
 
 
 def software() -> dict[str, str]:
@@ -244,7 +271,10 @@ class RunDirectory:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.path / ".manifest.lock").open("w") as lock:
+        path = self.path / ".manifest.lock"
+        with _reported(path):
+            lock = path.open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -272,11 +302,12 @@ class RunDirectory:
         now = time.time()
         line = {"kind": kind, "time": now, **values}
         line.setdefault("seconds", now - self.started)
-        handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(handle)
+        with _reported(self.metrics):
+            handle = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, (json.dumps(line) + "\n").encode())
+            finally:
+                os.close(handle)
 
     @cached_property
     def started(self) -> float:

@@ -219,6 +219,7 @@ def run_campaign(
     with agreement(comm):
         if comm.rank == 0:
             store = _open_store(case, run)
+            run.update(campaign={"state": "running"})
             parts, ended, n_done = parts_of(store, shard), ended_in(store), len(store.done())
     parts, ended = comm.bcast((parts, ended))
     store = SnapshotStore.open(run.store)
@@ -251,18 +252,24 @@ def run_campaign(
         if comm.rank == 0:
             for part in gathered or ():
                 total.merge(part)
-            total.n_missing = len(set(np.concatenate(parts).tolist()) - ended_in(store))
+            own = set(np.concatenate(parts).tolist())
+            total.n_missing = len(own - ended_in(store))
+            total.n_failed = len(own & set(store.failed()))
             total.stopped = total.stopped and total.n_missing > 0
             seconds = time.perf_counter() - begun
             facts = _facts(case, run, store, total, work, seconds)
             run.update(campaign=facts, seconds={"generate": seconds})
     total = comm.bcast(total)
     if total.failed > case.campaign.max_failures:
-        raise ConvergenceError(
-            f"{total.failed} samples failed, more than campaign.max_failures = "
-            f"{case.campaign.max_failures}; the first: {total.failures[0]['reason']}"
-        )
+        raise ConvergenceError(_too_many(case, total))
     return total
+
+
+def _too_many(case: Case, total: Outcome) -> str:
+    return (
+        f"{total.failed} samples failed, more than campaign.max_failures = "
+        f"{case.campaign.max_failures}; the first: {total.failures[0]['reason']}"
+    )
 
 
 def _order_in_words(case: Case) -> str:
@@ -315,6 +322,8 @@ def _facts(
         "failed": len(store.failed()),
         "redrawn": sum(redrawn(run).values()),
     }
+    if total.failed > case.campaign.max_failures:
+        standing |= {"state": "failed", "error": f"ConvergenceError: {_too_many(case, total)}"}
     if not total.solves:  # nothing was left to solve: what an earlier call said of its work stands
         return standing
     decision = work.chain.decision

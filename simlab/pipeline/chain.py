@@ -53,8 +53,9 @@ class Outcome:
     Attributes
     ----------
     done, failed : int
-        Samples of this call; ``n_missing`` are still to be solved (after a stop or in other
-        shards).
+        Samples of this call.
+    n_missing, n_failed : int
+        Samples that are still to be solved (after a stop), and those that have failed in any call.
     stopped : bool
         A stop was asked for before the end.
     groups : list of dict
@@ -65,6 +66,7 @@ class Outcome:
     done: int = 0
     failed: int = 0
     n_missing: int = 0
+    n_failed: int = 0
     stopped: bool = False
     iterations: int = 0
     operator_applies: int = 0

@@ -7,13 +7,13 @@ pyplot: nothing is shown, nothing stays behind. Pictures of fields are in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simlab.core.runs import metric_lines
 from simlab.pipeline.evaluate import Evaluation
 from simlab.pipeline.pictures import COLOURS, INK, new_axes, styled
 
@@ -41,17 +41,9 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``; no file gives no lines, a torn line (a killed writer) is left out."""
+    """Read ``metrics.jsonl``; no file gives no lines, a torn line is left out."""
     path = Path(path)
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict):
-            found.append(entry)
-    return found
+    return metric_lines(path.read_bytes()) if path.is_file() else []
 
 
 def series(metrics: Metrics, kind: str, *keys: str) -> np.ndarray:

@@ -62,7 +62,8 @@ class Heart:
         now = time.monotonic()
         if self._file is not None and now - self._last >= _BEAT_SECONDS:
             self._last = now
-            self._file.touch()
+            with suppress(OSError):  # a full disk is found out by what has something to write
+                self._file.touch()
 
     def rest(self) -> None:
         """Say that there will be no beats for a while."""

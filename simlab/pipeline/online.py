@@ -14,7 +14,6 @@ at hand; a second Ctrl-C ends them at once.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 from simlab.core import environment
 from simlab.core.errors import DependencyError, SimlabError
 from simlab.core.progress import Progress, console
-from simlab.core.runs import RunDirectory
+from simlab.core.runs import RunDirectory, metric_lines
 from simlab.core.signals import interrupts
 from simlab.pipeline.heartbeat import LEAST_PATIENCE
 from simlab.pipeline.supervisor import Side, supervising
@@ -121,8 +120,7 @@ class _Watch:
             added = file.read()
         whole = added.rfind(b"\n") + 1
         self._position += whole
-        for line in added[:whole].splitlines():
-            entry = json.loads(line)
+        for entry in metric_lines(added[:whole]):
             self._latest[entry["kind"]] = entry
         campaign = self._latest.get("campaign", {})
         train, valid = self._latest.get("train", {}), self._latest.get("validation", {})
@@ -206,9 +204,14 @@ def supervise(
         interrupts(ask, end) as received,
         _Watch(run, n_samples, n_batches) as watch,
     ):
-        for side in sides:
-            side.begin()
-        _watch_over(sides, run, watch)
+        try:
+            for side in sides:
+                side.begin()
+            _watch_over(sides, run, watch)
+        except BaseException:  # such as a full disk: nobody would look after them
+            for side in sides:
+                side.end()
+            raise
     failed = next((side for side in sides if side.failure), None)
     if received or (failed is None and run.manifest()["state"] == "stopped"):
         return 130

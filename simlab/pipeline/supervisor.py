@@ -36,7 +36,7 @@ from simlab.core.runs import RunDirectory
 from simlab.pipeline.heartbeat import LEAST_PATIENCE, Pulse
 from simlab.pipeline.processes import ProcessMark, end_heirs, heirs
 
-__all__ = ["Side", "refuse_if_supervised", "supervising"]
+__all__ = ["Side", "refuse_if_at_work", "refuse_if_supervised", "supervising"]
 
 log = logging.getLogger("simlab.run")
 
@@ -292,13 +292,17 @@ class Side:
         """End a side that is not needed any more."""
         if self.has_ended:
             return
+        self.end()
+        self._run.update(**{self.section: {"state": "done"}})
+        self.code, self.has_ended, self._due = 0, True, None
+
+    def end(self) -> None:
+        """Have the process end, by force when it does not of itself."""
         self.terminate()
         deadline = time.monotonic() + _DISMISSAL_SECONDS
         while self._due is None and self._is_running() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         self.kill()
-        self._run.update(**{self.section: {"state": "done"}})
-        self.code, self.has_ended, self._due = 0, True, None
 
     def terminate(self) -> None:
         """Ask the process to end now."""
@@ -321,9 +325,13 @@ def supervising(run: RunDirectory) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        When another one is alive.
+        When another one is alive, or the directory cannot be written to.
     """
-    with (run.path / _LOCK).open("a") as lock:
+    try:
+        lock = (run.path / _LOCK).open("a")
+    except OSError as error:
+        raise ConfigError(f"cannot write to {run.path}: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -334,23 +342,28 @@ def supervising(run: RunDirectory) -> Iterator[None]:
         yield
 
 
-def refuse_if_supervised(directory: Path, fresh: bool) -> None:
+def refuse_if_supervised(directory: Path, fresh: bool, *sides: str) -> None:
     """Raise :class:`ConfigError` when a run is alive that would be disturbed.
 
-    With ``fresh`` also when processes that outlived their supervisor still work in the directory.
+    Also when one of some sides, with ``fresh`` any, outlived its supervisor and still works there.
     """
+    if (directory / _LOCK).exists():
+        with supervising(RunDirectory(directory)):
+            refuse_if_at_work(directory, *(_SIDES if fresh else sides))
+
+
+def refuse_if_at_work(directory: Path, *sides: str) -> None:
+    """Raise :class:`ConfigError` when `simlab run` has started a side that still works there."""
     if not (directory / _LOCK).exists():
         return
-    with supervising(RunDirectory(directory)):
-        pids = [
-            pid for side in _SIDES if fresh for pid in heirs(_VARIABLE, _label(side, directory))
-        ]
+    pids = [pid for side in sides for pid in heirs(_VARIABLE, _label(side, directory))]
     if pids:
         raise ConfigError(
-            f"processes {', '.join(map(str, pids))} still work on {directory}, their supervisor is "
-            "gone: --resume adopts them; before --fresh, end them"
+            f"processes {', '.join(map(str, pids))} that `simlab run` has started still work on "
+            f"{directory}: `touch {directory / 'STOP'}` ends them, `simlab run` with --resume "
+            "adopts them where their supervisor is gone"
         )
 
 
 def _label(side: str, directory: Path) -> str:
-    return f"{side} of {directory.absolute()}"
+    return f"{side} of {directory.resolve()}"

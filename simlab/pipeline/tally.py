@@ -55,7 +55,7 @@ class Tally:
                 time.sleep(0.01)
             for request in self._requests:
                 request.wait()
-            self._show(final=True)
+            self._show()
         self._progress.__exit__(kind, error, trace)
 
     def report(self, done: int, failed: int, size: int) -> None:
@@ -90,7 +90,7 @@ class Tally:
     def _closed(self) -> list[int]:
         return [rank for rank, state in self._seen.items() if state[3]]
 
-    def _show(self, final: bool = False) -> None:
+    def _show(self) -> None:
         if self._comm.rank != 0:
             return
         roots = [state for rank, state in self._seen.items() if rank % self._ranks_per_group == 0]
@@ -105,5 +105,5 @@ class Tally:
             bytes=size,
             samples_per_s=done / spent if spent else 0.0,
         )
-        if failed > self._max_failures and not final:
+        if failed > self._max_failures:  # at the end too: no restart mends it
             self._run.request_stop()

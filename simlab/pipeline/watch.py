@@ -29,7 +29,7 @@ import numpy as np
 
 from simlab.core.errors import SimlabError
 from simlab.core.metrics import relative_l2
-from simlab.core.runs import RunDirectory
+from simlab.core.runs import RunDirectory, metric_lines
 from simlab.core.samples import Sample, Trajectory
 from simlab.pipeline.pictures import Comparison, can_show, panels
 from simlab.pipeline.processes import ProcessMark
@@ -169,13 +169,7 @@ class Watcher:
         except FileNotFoundError:
             return [], 0, False
         whole = added.rfind(b"\n") + 1
-        lines = []
-        for line in added[:whole].splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:  # of a killed writer
-                continue
-        return lines, position + whole, position + len(added) < size
+        return metric_lines(added[:whole]), position + whole, position + len(added) < size
 
     def _keep_drawing(self) -> None:
         while True:
