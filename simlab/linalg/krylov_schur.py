@@ -1,4 +1,4 @@
-"""Block Krylov-Schur iteration on the inverse of a matrix: its modes of smallest modulus.
+"""Krylov-Schur iteration on the inverse of a matrix: its modes of smallest modulus.
 
 The method behind :mod:`.seed`, where it is described.
 """
@@ -6,14 +6,16 @@ The method behind :mod:`.seed`, where it is described.
 from __future__ import annotations
 
 import logging
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import eigh, lapack
 
 from simlab.core.config import build
 from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.linalg import petsc as PETSc
+from simlab.linalg.arnoldi import orthogonalise
 from simlab.linalg.blocks import Block, Reducer, orthonormalise, transform
 from simlab.linalg.direct import Direct
 from simlab.linalg.system import LinearSystem
@@ -21,16 +23,17 @@ from simlab.linalg.system import LinearSystem
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["KrylovSchur"]
+__all__ = ["SINGULAR", "KrylovSchur", "null_space_shift", "start_vector"]
 
 log = logging.getLogger("simlab.linalg.krylov_schur")
 
-_BLOCK = 3
 _NOISE = 1e-13  # of a column's length: what is left of it is rounding
-_N_DOUBTS = 8  # blocks from a new start that must show no new mode
+_N_DOUBTS = 16  # columns from a new start that must show no new mode
+_ROOM = 24  # columns of the basis beyond three for every mode
 _MAX_RESTARTS = 30
+_EPS = float(np.finfo(float).eps)
 _SHIFT = 1e-6  # of a matrix with a null space, relative to its mean absolute diagonal
-_SINGULAR = (
+SINGULAR = (
     "the reference matrix of the static space is singular; attach its null space or set "
     "solver.static = 0"
 )
@@ -47,14 +50,10 @@ class _Inverse:
         space = system.A.getNullSpace()
         self._null_space = space if space.handle else None
         self._shifted: Any = None
-        self.shift = 0.0
+        self.shift = null_space_shift(system)
         if self._null_space is not None:
             self._shifted = system.A.duplicate(copy=True)
-            diagonal = system.A.getDiagonal()
-            diagonal.abs()
-            self.shift = _SHIFT * diagonal.sum() / system.A.getSize()[0]
             self._shifted.shift(self.shift)
-            diagonal.destroy()
             system = LinearSystem(self._shifted, system.b, system.traits)
         self._factor = build(Direct, {"prefix": "seed_"}).init(system)
 
@@ -66,7 +65,7 @@ class _Inverse:
         except PETSc.Error:
             is_sound = False
         if not is_sound:
-            raise ConfigError(_SINGULAR)
+            raise ConfigError(SINGULAR)
         if self._null_space is not None:
             self._null_space.remove(x)
 
@@ -80,18 +79,20 @@ class KrylovSchur:
     """The iteration of the module's docstring. Collective.
 
     ``V`` has ``ready`` orthonormal columns, of which ``A^-1`` has been applied to the first
-    ``done``: ``A^-1 V[:, :done] = V[:, :ready] S[:ready, :done]``.
+    ``done``, all or all but one: ``A^-1 V[:, :done] = V[:, :ready] S[:ready, :done]``, to rounding
+    until a new start drops what it takes for converged.
     """
 
     def __init__(self, system: LinearSystem, k: int, tol: float) -> None:
         self._system, self._k, self._tol = system, k, tol
         self._n = system.A.getSize()[0]
-        self._capacity = min(3 * k + 8 * _BLOCK, self._n)
+        self._capacity = min(3 * k + _ROOM, self._n)
         self._reduce = Reducer(system.A.comm)
         self._choose = _ordered_real if system.traits.symmetric else _ordered_schur
-        self._V = Block(system.b, self._capacity + _BLOCK)
-        self._S = np.zeros((self._capacity + _BLOCK, self._capacity))
+        self._V = Block(system.b, self._capacity + 2)
+        self._S = np.zeros((self._capacity + 2, self._capacity + 1))
         self._done = self._ready = self._n_solves = self._n_drawn = 0
+        self._loss = _EPS
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Return basis and moduli of the eigenvalues."""
@@ -104,24 +105,31 @@ class KrylovSchur:
 
     def _iterate(self, inverse: _Inverse) -> tuple[np.ndarray, np.ndarray]:
         self._draw(inverse)
-        look_at, known = self._k + _BLOCK, np.zeros(0)
+        look_at, known = self._k + self._k // 2, np.zeros(0)
+        basis: np.ndarray | None = None
         for _ in range(1 + _MAX_RESTARTS):
             found = self._grow(inverse, look_at)
             if found is None:
                 self._restart(self._k + (self._done - self._k) // 3)
-                look_at = self._done + 2 * _BLOCK
+                look_at = self._done + 1
                 continue
             Q, size = found
-            if self._done == self._n or (
+            is_whole = self._done == self._n or (
                 len(known) == len(size) and np.allclose(known, size, rtol=1e-4, atol=0.0)
-            ):
-                log.info("static space: %d modes in %d solves", self._k, self._n_solves + len(size))
-                return self._result(Q, size, inverse)
+            )
+            if not len(known):
+                basis = self._images(Q)
+            elif not is_whole:  # there are modes that it lacks
+                basis = None
+            if is_whole:
+                basis = self._solved(Q, inverse) if basis is None else basis
+                log.info("static space: %d modes in %d solves", self._k, self._n_solves)
+                return basis, np.abs(1.0 / size - inverse.shift)
             known = size
             self._restart(self._k)
             self._ready = self._done  # whatever the old start did not contain, a new one shows
             self._draw(inverse)
-            look_at = self._done + _N_DOUBTS * _BLOCK
+            look_at = self._done + _N_DOUBTS
         raise ConvergenceError(
             f"static space: {self._k} modes not found to {self._tol:g} in {_MAX_RESTARTS} restarts"
         )
@@ -132,66 +140,44 @@ class KrylovSchur:
             self._expand(inverse)
             is_last = self._done == self._ready or self._ready > self._capacity
             if self._done >= look_at or is_last:
-                look_at = self._done + max(_BLOCK, self._k // 4)
+                look_at = self._done + max(2, self._k // 8)
                 found = self._look()
                 if found is not None or is_last:
                     return found
 
     def _draw(self, inverse: _Inverse) -> None:
-        """Append ``A^-1`` times pseudo-random columns, orthonormalised."""
-        width = min(_BLOCK, self._n - self._ready)
-        first = self._system.A.getOwnershipRange()[0]
-        rows = first + np.arange(len(self._V.array))
-        columns = slice(self._ready, self._ready + width)
-        for j in range(columns.start, columns.stop):
-            start = self._system.b.duplicate()
-            start.setArray(_hashed(rows, self._n_drawn))
-            self._n_drawn += 1
-            inverse.apply(start, self._V.vecs[j])
-            start.destroy()
-        self._n_solves += width
-        self._project(columns)
-        self._ready += self._normalise(columns)[1]
+        """Make ``A^-1`` times a pseudo-random column the next one."""
+        if self._ready == self._n:
+            return
+        start = start_vector(self._system, self._n_drawn)
+        inverse.apply(start, self._V.vecs[self._ready])
+        start.destroy()
+        self._n_solves += 1
+        self._n_drawn += 1
+        self._ready += self._freed()[1] > 0
 
     def _expand(self, inverse: _Inverse) -> None:
-        """Apply ``A^-1`` to the columns that wait for it, and append what is new."""
-        waiting = slice(self._done, self._ready)
-        width = self._ready - self._done
-        columns = slice(self._ready, self._ready + width)
-        for j in range(self._done, self._ready):
-            inverse.apply(self._V.touch(j), self._V.vecs[j + width])
-        self._n_solves += width
-        self._S[: self._ready, waiting] = self._project(columns)
-        if not np.isfinite(self._S[: self._ready, waiting]).all():
-            raise ConfigError(_SINGULAR)
-        R, n_new = self._normalise(columns)
-        n_new = min(n_new, self._n - self._ready)
-        self._S[self._ready : self._ready + n_new, waiting] = R[:n_new]
-        self._done, self._ready = self._ready, self._ready + n_new
-        if not n_new and self._ready < min(self._n, self._capacity):  # an invariant subspace
+        """Apply ``A^-1`` to the next column, and take in what is new."""
+        j, new = self._done, self._ready
+        inverse.apply(self._V.touch(j), self._V.vecs[new])
+        self._n_solves += 1
+        h, length = self._freed()
+        if not (np.isfinite(h).all() and isfinite(length)):
+            raise ConfigError(SINGULAR)
+        self._S[:new, j], self._S[new, j] = h, length
+        self._done += 1
+        self._ready += length > 0
+        if self._done == self._ready < self._capacity:  # an invariant subspace
             self._draw(inverse)
 
-    def _project(self, columns: slice) -> np.ndarray:
-        """Free columns from the basis, twice, and return the coefficients; noise becomes zero."""
-        basis, W = self._V.array[:, : self._ready], self._V.array[:, columns]
-        total = np.zeros((self._ready, W.shape[1]))
-        for _ in range(2):
-            part = self._reduce.gram(basis, W)
-            W -= basis @ part
-            total += part
-        left = np.sqrt(np.diag(self._reduce.gram(W, W)))
-        W[:, left <= _NOISE * np.linalg.norm(total, axis=0)] = 0.0
-        return total
-
-    def _normalise(self, columns: slice) -> tuple[np.ndarray, int]:
-        """Orthonormalise columns; return R with ``old = new R`` and how many there are."""
-        W = self._V.array[:, columns]
-        old = W.copy(order="F")
-        T = orthonormalise(W, self._reduce)
-        n_new = T.shape[1]
-        new = W[:, W.shape[1] - n_new :].copy(order="F")
-        W[:, :n_new] = new
-        return self._reduce.gram(new, old), n_new
+    def _freed(self) -> tuple[np.ndarray, float]:
+        """Orthonormalise the column behind the basis; return coefficients, length, 0 for noise."""
+        new = self._ready
+        h, length, self._loss = orthogonalise(self._V.array, 0, 0, new, self._loss, self._reduce)
+        if length <= _NOISE * np.linalg.norm(h):
+            return h, 0.0
+        self._V.array[:, new] *= 1.0 / length
+        return h, length
 
     def _look(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the wanted Schur vectors of S and the moduli when their residuals are small."""
@@ -205,10 +191,15 @@ class KrylovSchur:
             return None
         return Q, size
 
-    def _result(
-        self, Q: np.ndarray, size: np.ndarray, inverse: _Inverse
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the basis after one more application of ``A^-1``."""
+    def _images(self, Q: np.ndarray) -> np.ndarray:
+        """Return an orthonormal basis of ``A^-1 V Q``, which the relation gives without a solve."""
+        vectors = np.empty((len(self._V.array), Q.shape[1]), order="F")
+        mixed = self._S[: self._ready, : self._done] @ Q
+        transform(self._V.array[:, : self._ready], mixed, vectors)
+        return self._orthonormal(vectors)
+
+    def _solved(self, Q: np.ndarray, inverse: _Inverse) -> np.ndarray:
+        """Return an orthonormal basis of ``A^-1 V Q`` by solves, after something was dropped."""
         k = Q.shape[1]
         transform(self._V.array[:, : self._done], Q, self._V.array[:, :k])
         vectors = np.empty((len(self._V.array), k), order="F")
@@ -216,11 +207,15 @@ class KrylovSchur:
         for j in range(k):
             inverse.apply(self._V.touch(j), target)
             vectors[:, j] = target.getArray(readonly=True)
+        self._n_solves += k
+        return self._orthonormal(vectors)
+
+    def _orthonormal(self, vectors: np.ndarray) -> np.ndarray:
         T = orthonormalise(vectors, self._reduce)
-        return vectors[:, k - T.shape[1] :], np.abs(1.0 / size - inverse.shift)
+        return vectors[:, vectors.shape[1] - T.shape[1] :]
 
     def _restart(self, n_kept: int) -> None:
-        """Keep leading Schur vectors, and the columns that wait."""
+        """Keep leading Schur vectors, and the column that waits."""
         done, ready = self._done, self._ready
         made = self._reduce.from_root(self._choose, self._S[:done, :done], min(n_kept, done - 1))
         if made is None:
@@ -236,6 +231,25 @@ class KrylovSchur:
         self._done, self._ready = k, k + width
 
 
+def null_space_shift(system: LinearSystem) -> float:
+    """Return what to add to the diagonal of a matrix with a null space to factor it, else 0."""
+    if not system.A.getNullSpace().handle:
+        return 0.0
+    diagonal = system.A.getDiagonal()
+    diagonal.abs()
+    shift = _SHIFT * float(diagonal.sum()) / int(system.A.getSize()[0])
+    diagonal.destroy()
+    return shift
+
+
+def start_vector(system: LinearSystem, number: int) -> PETScTypes.Vec:
+    """Return a new pseudo-random vector, the same on any number of ranks."""
+    first, last = system.A.getOwnershipRange()
+    start = system.b.duplicate()
+    start.setArray(_hashed(np.arange(first, last), number))
+    return start
+
+
 def _hashed(rows: np.ndarray, salt: int) -> np.ndarray:
     """Return one number in [-1, 1) per row number: splitmix64, the same on every machine."""
     word = rows.astype(np.uint64) + np.uint64(1 + (salt << 40))
@@ -248,7 +262,8 @@ def _hashed(rows: np.ndarray, salt: int) -> np.ndarray:
 
 def _ordered_real(S: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the k eigenvectors of symmetric S of largest modulus, their values, the moduli."""
-    values, vectors = np.linalg.eigh(0.5 * (S + S.T))
+    # numpy's divide and conquer gives up on some matrices with multiple eigenvalues
+    values, vectors = eigh(0.5 * (S + S.T), driver="ev")
     chosen = np.argsort(-np.abs(values), kind="stable")[:k]
     return vectors[:, chosen], np.diag(values[chosen]), np.abs(values[chosen])
 

@@ -2,21 +2,23 @@ r"""The static seed space: the lowest eigenvectors of one reference operator, co
 
 What slows a Krylov method down on ``A(mu)`` are mostly the modes of smallest ``|lambda|``, and for
 many families those of a mean coefficient serve every sample. :func:`seed_space` finds them with one
-factorisation ``A = L U`` and a block Krylov-Schur iteration (Stewart 2001) on ``A^-1``:
+factorisation ``A = L U`` and a Krylov-Schur iteration (Stewart 2001) on ``A^-1``:
 
-    A^-1 V = V S + V' B,     V^T V = I, blocks of three columns, orthogonalised twice
+    A^-1 V = V S + v' b^T,     V^T V = I
     S = Q T Q^T (real Schur form, |t_11| >= |t_22| >= ...),  keep V Q's leading columns, go on
 
-in real arithmetic; complex pairs stay together, and for symmetric A the same steps are block
-Lanczos with thick restart. A block of three would not show all members of an eigenvalue of
-multiplicity six, as constant coefficients on a cube have: once the wanted modes have converged they
-are kept, everything else is dropped, and eight blocks from a new start must add nothing to them.
-One more application of ``A^-1`` at the end turns the residual of the inverse into that of A itself,
-``||A u - lambda u|| <= tol ||A u||``. Recycling gains nothing from a ``tol`` below 1e-6.
+in real arithmetic; complex pairs stay together, and for symmetric A the same steps are Lanczos with
+thick restart. One start does not show all members of a multiple eigenvalue, as constant
+coefficients on a square or cube have: once the wanted modes have converged they are kept,
+everything else is dropped, and sixteen steps from a new start must add nothing to them. ``A^-1 V
+Q`` instead of ``V Q``, which the relation gives without a solve, turns the residual of the inverse
+into that of A itself, ``||A u - lambda u|| <= tol ||A u||``. Recycling gains nothing from a ``tol``
+below 1e-6.
 
-Cost: one factorisation, about 5 k + 20 solves, orthogonalisation against at most ``m = 3 k + 24``
-vectors, which are held meanwhile. The start is a hash of the row number, the same on any number of
-ranks. Where slepc4py is installed SLEPc does the work instead, a path that our tests do not reach.
+Cost: one factorisation, about 2.5 k + 25 solves (more where modes are multiple), orthogonalisation
+against at most ``3 k + 24`` vectors, which are held meanwhile. The start is a hash of the row
+number, the same on any number of ranks. Where slepc4py is installed SLEPc does the work
+(:mod:`.slepc`).
 """
 
 from __future__ import annotations
@@ -24,16 +26,14 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simlab.core.comm import agree
-from simlab.core.errors import ConfigError, ConvergenceError
-from simlab.linalg import petsc as PETSc
+from simlab.core.errors import ConfigError
+from simlab.linalg import slepc
 from simlab.linalg.krylov_schur import KrylovSchur
 from simlab.linalg.system import LinearSystem
 
@@ -211,10 +211,8 @@ def seed_space(system: LinearSystem, k: int, tol: float = 1e-6) -> Seed:
         )
     if not 0 < k <= n:
         raise ConfigError(f"static = {k} modes of a matrix of {n} unknowns; lower solver.static")
-    if find_spec("slepc4py") is not None:
-        vectors, values = _by_slepc(system, k, tol)
-    else:
-        vectors, values = KrylovSchur(system, k, tol).run()
+    by_slepc = slepc.is_installed()
+    vectors, values = slepc.modes(system, k, tol) if by_slepc else KrylovSchur(system, k, tol).run()
     return Seed(vectors, values, np.asarray(A.getOwnershipRanges(), dtype=np.int64), comm)
 
 
@@ -226,28 +224,3 @@ def static_vectors(k: int, system: LinearSystem, seed: Seed | None) -> np.ndarra
     if seed is None and k:
         seed = seed_space(system, k)
     return None if seed is None else seed.columns(k, system)
-
-
-def _by_slepc(system: LinearSystem, k: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ask SLEPc for the modes next to zero, options prefix ``seed_``. Not tested by us."""
-    PETSc.Sys.getVersion()  # initialises PETSc with the user's words first
-    SLEPc = import_module("slepc4py.SLEPc")
-    solver = SLEPc.EPS().create(comm=system.A.comm)
-    solver.setOptionsPrefix("seed_")
-    solver.setOperators(system.A)
-    kind = SLEPc.EPS.ProblemType.HEP if system.traits.symmetric else SLEPc.EPS.ProblemType.NHEP
-    solver.setProblemType(kind)
-    solver.setDimensions(k)
-    solver.setWhichEigenpairs(SLEPc.EPS.Which.TARGET_MAGNITUDE)
-    solver.setTarget(0.0)
-    solver.getST().setType(SLEPc.ST.Type.SINVERT)
-    solver.setTolerances(tol=tol)
-    solver.setFromOptions()
-    solver.solve()
-    if solver.getConverged() < k:
-        raise ConvergenceError(f"SLEPc found {solver.getConverged()} of the {k} modes asked for")
-    basis = solver.getInvariantSubspace()[: solver.getConverged()]
-    vectors = np.column_stack([item.getArray() for item in basis])
-    values = np.array([abs(solver.getEigenvalue(j)) for j in range(vectors.shape[1])])
-    solver.destroy()
-    return np.asfortranarray(vectors), values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -18,6 +20,7 @@ from linear_systems import (
 from simlab.core.comm import self_comm
 from simlab.core.errors import ConfigError
 from simlab.linalg import petsc as PETSc
+from simlab.linalg.krylov_schur import KrylovSchur
 from simlab.linalg.seed import Seed, seed_space
 from simlab.linalg.system import LinearSystem, Traits
 from simlab.problems.darcy import Darcy
@@ -37,7 +40,16 @@ def residuals(matrix, vectors):
 
 @pytest.mark.parametrize(
     ("shape", "k"),
-    [((31, 31), 1), ((31, 31), 12), ((31, 31), 25), ((9, 9, 9), 17), ((9, 9, 9), 20), ((40,), 39)],
+    [
+        ((31, 31), 1),
+        ((31, 31), 12),
+        ((31, 31), 25),
+        ((9, 9, 9), 17),
+        ((9, 9, 9), 20),
+        ((11, 11, 11), 15),
+        ((14, 14, 14), 51),
+        ((40,), 39),
+    ],
 )
 def test_every_member_of_multiple_eigenvalues_is_found(shape, k):
     """On a square modes come in pairs, on a cube up to six at a time."""
@@ -48,6 +60,15 @@ def test_every_member_of_multiple_eigenvalues_is_found(shape, k):
     np.testing.assert_allclose(seed.values, exact[:k], rtol=1e-6)
     np.testing.assert_allclose(seed.vectors.T @ seed.vectors, np.eye(k), atol=1e-12)
     assert residuals(matrix, seed.vectors).max() <= 1e-6
+
+
+def test_modes_take_few_solves(caplog):
+    """Three to four solves a mode where eigenvalues are simple, the check for others included."""
+    with caplog.at_level("INFO", logger="simlab.linalg.krylov_schur"):
+        KrylovSchur(system_of(diffusion(smooth_field((31, 29)))), 20, 1e-6).run()
+    modes, solves = (int(word) for word in re.findall(r"\d+", caplog.messages[-1]))
+    assert modes == 20
+    assert solves <= 85
 
 
 def test_lowest_modes_of_a_varying_coefficient():
