@@ -3,7 +3,8 @@
     batch-00000400/state.pt     nested dicts of tensors and plain values
     batch-00000400/COMMIT       written last; a directory without it is ignored and swept
 
-Written to a temporary directory, synced, renamed; the newest two are kept.
+Written to a temporary directory, synced, renamed; the newest two are kept. What an earlier training
+left of later batches goes with the first one that is written.
 """
 
 from __future__ import annotations
@@ -28,29 +29,39 @@ _KEEP = 2
 
 
 def write(directory: Path, batch: int, state: dict[str, Any]) -> Path:
-    """Write a checkpoint and return its directory; one of the same batch is replaced."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint and return its directory; one of the same batch is replaced.
+
+    Raises
+    ------
+    StoreError
+        When there is no room for it, or no right to write; those there are stay.
+    """
     final = directory / _name(batch)
-    part = directory / f".part-{os.getpid()}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    with (part / "state.pt").open("wb") as file:
-        torch.save(_tensors(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    part, replaced = (directory / f".{word}-{os.getpid()}" for word in ("part", "replaced"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        with (part / "state.pt").open("wb") as file:
+            torch.save(_tensors(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        with (part / "COMMIT").open("w") as file:
+            file.write(f"{batch}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(part)
+    except (OSError, RuntimeError) as error:  # torch's writer makes some of its own
+        shutil.rmtree(part, ignore_errors=True)
+        raise StoreError(f"checkpoint {final} cannot be written ({error})") from error
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(replaced)
     part.rename(final)
     _sync(directory)
-    with (final / "COMMIT").open("w") as file:
-        file.write(f"{batch}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(final)
-    committed = _committed(directory)
-    for old in directory.iterdir():
-        if old not in committed[-_KEEP:]:
-            shutil.rmtree(old, ignore_errors=True)
+    kept = [path for path in _committed(directory) if path.name <= final.name][-_KEEP:]
+    for path in directory.iterdir():
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 

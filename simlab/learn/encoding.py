@@ -89,6 +89,12 @@ class Encoding:
         )
         return np.asarray(parts.outputs - before)
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of what :class:`Statistics` has columns of: a field's once for every channel."""
+        specs = (*self.schema.inputs, *self.outputs)
+        return [*self.names, *(spec.name for spec in specs for _ in range(self.channels(spec)))]
+
     def channels(self, spec: FieldSpec) -> int:
         """Return how many channels a field takes."""
         return int(self.schema.n_dims**spec.order)

@@ -113,9 +113,9 @@ class Feed:
         settings, put, got = self._settings, self._buffer.n_put, self._buffer.n_got
         if got >= settings.max_repeats * max(put, 1):
             return True
-        return not self._is_ordered and put * settings.batch < settings.fresh * (
-            got + settings.batch
-        )
+        if self._is_ordered or self._pending:  # a buffer that refuses more cannot wait for more
+            return False
+        return put * settings.batch < settings.fresh * (got + settings.batch)
 
     def rate(self, planned: float) -> float:
         """Return the learning rate of the batch just drawn; the planned one, and note it."""
@@ -145,6 +145,12 @@ class Feed:
 
     def scale(self, statistics: Statistics) -> None:
         """Fix the normalisation."""
+        names = np.array(self._model.encoding.columns)
+        if bad := dict.fromkeys(names[~np.isfinite(statistics.total)].tolist()):
+            raise StoreError(
+                f"{', '.join(bad)}: among the first {self._settings.pilot} training trajectories "
+                "are values that are no finite float32 numbers, so nothing can be learned"
+            )
         normaliser = Normaliser.fit(statistics)
         self._model.network.normalise(normaliser, self._model.encoding)
         self.is_scaled = True
@@ -224,7 +230,7 @@ class ReplayFeed:
         self._offset = 0
         self._lines = read_arrivals(self._path)
         self._finished: list[int] = []
-        self._rate = 0.0
+        self._rate, self._has_begun = 0.0, False
         self.has_ended = self.is_over = False
         encoding = model.encoding
         buffer.draw_from(Committed(self._finished, encoding.n_times, stream.row, encoding.row_size))
@@ -234,7 +240,7 @@ class ReplayFeed:
         for kind, rest, offset in self._lines:
             self._offset = offset
             if kind == "b":
-                self._rate = float(rest)
+                self._rate, self._has_begun = float(rest), True
                 return True
             if kind == "p":
                 self._put(*map(int, rest.split()))
@@ -248,6 +254,10 @@ class ReplayFeed:
                 self._buffer.finish()
             else:
                 raise StoreError(f"{self._path}: a line of unknown kind {kind!r}")
+        if not self._has_begun:
+            raise StoreError(
+                f"{self._path}: no batch is in this log, so there is nothing to replay"
+            )
         self.is_over = True
         return False
 
@@ -290,7 +300,7 @@ class ReplayFeed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._offset = state["offset"]
+        self._offset, self._has_begun = state["offset"], True
         self._finished[:] = state["finished"]
         self._lines = read_arrivals(self._path, self._offset)
         self.has_ended = state["has_ended"]

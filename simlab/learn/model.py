@@ -32,6 +32,7 @@ __all__ = ["Model"]
 
 _FORMAT = 1
 _CHUNK = 64
+_POINTS = 2**20  # evaluated at once: what is between the layers takes a hundred times as many bytes
 _STRETCHES = 8
 
 
@@ -111,7 +112,14 @@ class Model:
     @property
     def _together(self) -> int:
         """Samples that are predicted at once: a rollout takes one step of all of them."""
-        return _CHUNK if self._layout is not None else max(1, _CHUNK // self._steps.n_times)
+        return (
+            self._chunk if self._layout is not None else max(1, self._chunk // self._steps.n_times)
+        )
+
+    @property
+    def _chunk(self) -> int:
+        """Rows that are evaluated at once."""
+        return max(1, min(_CHUNK, _POINTS // self.encoding.n_points))
 
     def _conditions(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return what the samples bring, shape (n_samples, condition_size of steps)."""
@@ -311,10 +319,8 @@ class Model:
 
     def _forward(self, conditions: np.ndarray, times: np.ndarray) -> np.ndarray:
         """Evaluate rows (B, condition_size) at times (B,): (B, channels, *grid), no gradients."""
-        query = self.encoding.query(conditions, times)
-        return np.concatenate(
-            [self._evaluate(query[i : i + _CHUNK]) for i in range(0, len(query), _CHUNK)]
-        )
+        query, n = self.encoding.query(conditions, times), self._chunk
+        return np.concatenate([self._evaluate(query[i : i + n]) for i in range(0, len(query), n)])
 
     def _evaluate(self, query: np.ndarray) -> np.ndarray:
         n = self.encoding.condition_size

@@ -45,6 +45,7 @@ class PairedStream:
     def _start(self) -> None:
         self._held: dict[int, dict[int, Item]] = {}
         self._made: dict[int, set[int]] = {}
+        self._whole: set[int] = set()  # with all windows made; of those nothing else is kept
         self._n_items = 0
 
     def poll(self, at_most: int) -> list[Item]:
@@ -59,6 +60,8 @@ class PairedStream:
 
     def _take(self, item: Item) -> list[Item]:
         """Hold a step; return the windows it completes, drop steps that none needs any more."""
+        if item.traj in self._whole:
+            return []
         held = self._held.setdefault(item.traj, {})
         made = self._made.setdefault(item.traj, set())
         if any(other.attempt < item.attempt for other in held.values()):
@@ -75,6 +78,9 @@ class PairedStream:
                 windows.append(Item(item.traj, window, row, item.attempt))
         for step in [step for step in held if made.issuperset(layout.containing(step))]:
             del held[step]
+        if len(made) == layout.encoding.n_times:
+            self._whole.add(item.traj)
+            del self._held[item.traj], self._made[item.traj]
         return windows
 
     @property
@@ -123,6 +129,7 @@ class PairedStream:
         plain = {
             "held": [[item.traj, item.step, item.attempt] for item in items],
             "made": [[traj, sorted(made)] for traj, made in self._made.items()],
+            "whole": sorted(self._whole),
             "n_items": self._n_items,
         }
         rows = [item.row for item in items] or np.zeros(
@@ -142,5 +149,6 @@ class PairedStream:
         for (traj, step, attempt), row in zip(plain["held"], state["rows"], strict=True):
             self._held.setdefault(traj, {})[step] = Item(traj, step, row, attempt)
         self._made = {traj: set(made) for traj, made in plain["made"]}
+        self._whole = set(plain.get("whole", []))  # an older checkpoint lists their windows
         self._n_items = plain["n_items"]
         self._pilot.close()

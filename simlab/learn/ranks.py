@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from simlab.core.errors import CollectiveError
+from simlab.core.errors import CollectiveError, ConfigError
 from simlab.learn.encoding import Statistics
 from simlab.learn.stream import Item, Stream
 
@@ -178,7 +178,13 @@ class ShareStream:
 
     def __init__(self, inner: Stream, ranks: Ranks) -> None:
         self.schema, self._inner = inner.schema, inner
-        self._ids = inner.ids()[ranks.rank :: ranks.size]
+        ids = inner.ids()
+        if len(ids) < ranks.size:
+            raise ConfigError(
+                f"ranks: {ranks.size} processes of the trainer for {len(ids)} training "
+                "trajectories; each wants one at least"
+            )
+        self._ids = ids[ranks.rank :: ranks.size]
         self._mine = set(self._ids.tolist())
         self._n_items = 0
         self.finished: list[int] = []

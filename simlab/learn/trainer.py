@@ -206,9 +206,12 @@ class Trainer:
             if self.batch % self.settings.validate_every == 0 and not self.is_done:
                 self._validate(validation)
             if ranks.any(time.monotonic() - saved > self.settings.checkpoint_seconds):
-                self.checkpoint()
+                self._try_checkpoint()
                 saved = time.monotonic()
-        self.checkpoint()
+        if self.is_done:
+            self._try_checkpoint()
+        else:
+            self.checkpoint()
         if ranks.any(self.is_done):
             self._finish(validation)
         return self.model
@@ -261,6 +264,7 @@ class Trainer:
         loss.backward()
         value = self.ranks.average(network.parameters(), float(loss.detach()))
         if not math.isfinite(value):
+            self._refuse_bad(rows)
             raise ConvergenceError(
                 f"training diverged: loss {value} at batch {self.batch}; lower "
                 f"train.learning_rate = {settings.learning_rate:g}"
@@ -270,6 +274,16 @@ class Trainer:
         if self._average is not None:
             self._average.update(self.batch)
         return value
+
+    def _refuse_bad(self, rows: np.ndarray) -> None:
+        """Raise when it is the data, not the training."""
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad) and len(self.buffer.drawn) == len(rows):
+            traj, step = self.buffer.drawn[bad[0]].tolist()
+            raise StoreError(
+                f"step {step} of trajectory {traj} holds values that are no finite float32 "
+                "numbers, so nothing can be learned from it"
+            )
 
     def _losses(self, made: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """Return the loss of every item, shape (B,)."""
@@ -415,6 +429,11 @@ class Trainer:
 
         Nor after the end of a training with averaged weights: the last one holds the others.
         Collective; that of rank 0, written last, makes the others count.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be written.
         """
         if self.directory is None or self._feed is None or not self.batch:
             return None
@@ -437,12 +456,22 @@ class Trainer:
             "active": None if self._active is None else self._active.state_dict(),
         }
         folder = self._own(self.directory / _CHECKPOINTS)
-        if self.ranks.rank == 0:
-            self.ranks.wait()
-            return checkpoints.write(folder, self.batch, state)
-        written = checkpoints.write(folder, self.batch, state)
-        self.ranks.wait()
-        return written
+        written, fault = None, None
+        if self.ranks.rank:
+            try:
+                written = checkpoints.write(folder, self.batch, state)
+            except StoreError as error:
+                fault = error
+        if self.ranks.any(fault is not None):
+            raise fault or StoreError("another training process cannot write its checkpoint")
+        return written or checkpoints.write(folder, self.batch, state)
+
+    def _try_checkpoint(self) -> None:
+        """Write a checkpoint; on a disk that is full training goes on without."""
+        try:
+            self.checkpoint()
+        except StoreError as error:
+            log.warning("%s; training goes on without it", error)
 
     def resume(self, stream: Stream) -> bool:
         """Go back to the newest checkpoint, stream included; return False when there is none.
