@@ -4,6 +4,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1   # Open MPI as
 export OMPI_MCA_rmaps_base_oversubscribe=1                         # more ranks than cores, 4.x
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe        # the same, 5.x
 export OMPI_MCA_hwloc_base_binding_policy=none                     # two jobs must not share a core
+export OMPI_MCA_mpi_yield_when_idle="${OMPI_MCA_mpi_yield_when_idle:-1}"  # waiting ranks give way
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"                     # ranks are the parallelism
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"                 # waiting threads sleep
 
