@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 finished but some sample
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 
@@ -18,6 +19,8 @@ from simlab.core.errors import ConfigError, SimlabError
 from simlab.linalg import petsc
 
 __all__ = ["app", "main"]
+
+_ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 app = typer.Typer(
     name="simlab",
@@ -57,6 +60,8 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of the command-line library
             _fail(error, 2, error.format_message())
+        if isinstance(error, OSError) and error.errno in _ENVIRONMENT:  # no bug of ours
+            _fail(error, 1, f"{error.filename or 'a file'}: {error.strerror}")
         traceback.print_exc()
         _fail(error, 1, f"{type(error).__name__}: {error} (a bug in simlab, or in your plug-in)")
     sys.exit(code if isinstance(code, int) else 0)

@@ -289,6 +289,4 @@ def _training_run(case: Case, directory: Path) -> RunDirectory:
             [f"{line}: the case changed since its data were made" for line in changed],
             str(directory),
         )
-    if run.manifest()["case"].get("train") != tables["train"]:
-        run.update(case={"train": tables["train"]})
     return run

@@ -316,11 +316,13 @@ class RunDirectory:
 
     def request_stop(self) -> None:
         """Ask every process of this run to stop after the sample or batch at hand."""
-        self._stop.touch()
+        with _reported(self._stop):
+            self._stop.touch()
 
     def forget_stop(self) -> None:
         """Take back an earlier request: somebody wants to go on."""
-        self._stop.unlink(missing_ok=True)
+        with _reported(self._stop):
+            self._stop.unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:
         """Return whether a stop was asked for; costs one stat call."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simlab.core.config import build
+from simlab.core.config import build, differences
 from simlab.core.errors import ConfigError, StoreError
 from simlab.core.progress import Progress
 from simlab.core.runs import RunDirectory
 from simlab.core.samples import Trajectory
 from simlab.core.signals import interrupts
-from simlab.pipeline.case import Case
+from simlab.pipeline.case import Case, completed
 from simlab.pipeline.draws import active_sampling
 from simlab.pipeline.evaluate import Evaluation, evaluate
 from simlab.pipeline.heartbeat import Heart
@@ -51,21 +51,15 @@ def train_run(
     Raises
     ------
     ConfigError
-        When a model or checkpoint is there and neither ``resume`` nor ``fresh`` was asked for.
+        When a model or checkpoint is there and neither ``resume`` nor ``fresh`` was asked for, or
+        one that was trained by other settings.
     """
     from simlab.learn.stream import FollowedStream
     from simlab.learn.trainer import Trainer, shown_by
     from simlab.pipeline.companions import training_ranks
 
     assert case.train is not None
-    if run.model.exists():
-        if fresh:
-            shutil.rmtree(run.model)
-        elif not resume:
-            raise ConfigError(
-                f"{run.model} holds a training already: --resume goes on with it, "
-                "--fresh deletes it and starts again"
-            )
+    _settle(case, run, resume, fresh)
     with interrupts(_say_stopping) as received, run.phase("train") as facts:
         heart = Heart(run, "trainer")
 
@@ -147,6 +141,27 @@ def report_run(run: RunDirectory) -> Any:
 
     save_figures(run.path)
     return write_report(run.path)
+
+
+def _settle(case: Case, run: RunDirectory, resume: bool, fresh: bool) -> None:
+    """Make room for the training, or see that it is the one that is there; then note it."""
+    wanted = case.tables()["train"]
+    if run.model.exists() and fresh:
+        shutil.rmtree(run.model)
+    elif run.model.exists() and not resume:
+        raise ConfigError(
+            f"{run.model} holds a training already: --resume goes on with it, "
+            "--fresh deletes it and starts again"
+        )
+    elif run.model.exists():
+        before = completed(run.manifest()["case"]).get("train", {})
+        changed = differences(before, wanted, "train")
+        if changed:
+            raise ConfigError(
+                [f"{line}: changed since the training began" for line in changed], str(run.model)
+            )
+    if run.manifest()["case"].get("train") != wanted:
+        run.update(case={"train": wanted})
 
 
 def _warn_of_order(case: Case, run: RunDirectory) -> None:

@@ -131,3 +131,15 @@ def test_a_torn_line_hides_no_other_and_ends_no_run(run) -> None:
             file.write('{"kind": "cam\n')
         run.log_metric("campaign", done=4, failed=0)
         assert watch.look().keys() == {"campaign"}
+
+
+def test_a_training_that_is_refused_changes_nothing(tmp_path) -> None:
+    case, out = write_case(tmp_path), tmp_path / "run"
+    case.write_text(case.read_text() + '[train]\noperator = { kind = "fno", modes = 4 }\n')
+    run = RunDirectory.start(out, load_case(case).tables(), resume=False)
+    run.model.mkdir()
+    before = run.manifest()
+    done = simlab("train", case, "--out", out, "--resume", "--set", "train.batch=7")
+    assert done.returncode == 2
+    assert "train.batch: 8 -> 7: changed since the training began" in done.stderr
+    assert run.manifest() == before
