@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
 from simlab.store.follow import Begin, End, StepRecord
 from simlab.store.schema import Axis, Boundary, FieldSpec, Mesh, Schema
@@ -61,12 +62,17 @@ def step_of(schema, traj, step):
     return {spec.name: rng.standard_normal(schema.field_shape(spec)) for spec in schema.outputs}
 
 
-def write(writer, schema, traj, n_steps=None, note=None):
+def solve_of(traj, step):
+    return Provenance(order=traj, iterations=10 + step, solver="by hand")
+
+
+def write(writer, schema, traj, n_steps=None, note=None, solved=False):
     """Write one trajectory up to ``n_steps``, finish it when whole; note what was acknowledged."""
     attempt = writer.begin(sample_of(schema, traj))
     total = len(schema.times)
     for step in range(total if n_steps is None else n_steps):
-        writer.append(traj, step, schema.times[step], step_of(schema, traj, step))
+        solve = solve_of(traj, step) if solved else Provenance()
+        writer.append(traj, step, schema.times[step], step_of(schema, traj, step), solve=solve)
         if note is not None:
             note("step", traj, step)
     if n_steps is None:

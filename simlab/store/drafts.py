@@ -87,7 +87,7 @@ class Draft:
         """Read at the position; zeros where nothing was written."""
         view = memoryview(data).cast("B")
         first, last = self._at, self._at + len(view)
-        n = os.preadv(self._fd, [view], first)
+        n = files.read_at(self._fd, view, first)
         view[n:] = bytes(len(view) - n)
         for number in range(first // _PAGE, -(-last // _PAGE)):
             page = self._pages.get(number)
@@ -116,6 +116,6 @@ class Draft:
     def _page(self, number: int) -> bytearray:
         page = self._pages.get(number)
         if page is None:
-            page = bytearray(os.pread(self._fd, _PAGE, number * _PAGE).ljust(_PAGE, b"\0"))
-            self._pages[number] = page
+            page = self._pages[number] = bytearray(_PAGE)
+            files.read_at(self._fd, memoryview(page), number * _PAGE)
         return page

@@ -28,6 +28,7 @@ __all__ = [
     "mark_alive",
     "process_id",
     "publish",
+    "read_at",
     "rename",
     "reported",
     "sync",
@@ -70,6 +71,20 @@ def write_all(fd: int, buffers: Sequence[bytes | memoryview]) -> int:
         if views and wrote:
             views[0] = views[0][wrote:]
     return total
+
+
+def read_at(fd: int, room: memoryview, offset: int) -> int:
+    """Fill ``room`` with the bytes from an offset on; return how many there are before the end.
+
+    The kernel gives at most 2 GiB a time, and network file systems less when a signal comes.
+    """
+    got = 0
+    while got < len(room):
+        n = os.preadv(fd, [room[got:]], offset + got)
+        if n == 0:
+            break
+        got += n
+    return got
 
 
 def write_at(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -10,15 +10,19 @@ acknowledgement there is.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+
 from simlab.core.errors import StoreError
 from simlab.store.events import Begin, End, Event, StepRecord, as_event, as_records
 from simlab.store.inflight import segment_names
-from simlab.store.records import Group, Kind, Record, scan
+from simlab.store.manifest import Shard
+from simlab.store.records import Group, Kind, Record, scan, step_bytes
 from simlab.store.schema import Schema
 from simlab.store.shards import field_path
 
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 CALL_BYTES = 16 << 20
+_BESIDES = 1 << 12  # for other records among steps
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def follow(
     events: list[Event] = []
     for event in walk.events():
         events.append(event)
-        if len(events) == at_most or form.n_bytes >= CALL_BYTES:
+        if len(events) == at_most or form.n_given >= CALL_BYTES:
             break
     return events, walk.position()
 
@@ -154,7 +159,7 @@ class _Form(Protocol[T]):
     """How a walk hands out what it finds, in segments and in shards."""
 
     payloads: Literal["raw", "keep"]
-    budget: int  # bytes that will be wanted
+    n_bytes: int  # about the most to take in one call
 
     def live(self, group: Group) -> T: ...
 
@@ -163,13 +168,14 @@ class _Form(Protocol[T]):
 
 class _Events:
     payloads: Literal["raw", "keep"] = "keep"
+    n_bytes = CALL_BYTES
 
     def __init__(self, schema: Schema) -> None:
-        self._schema, self.budget = schema, CALL_BYTES
-        self.n_bytes = 0  # handed out
+        self._schema = schema
+        self.n_given = 0  # bytes
 
     def live(self, group: Group) -> Event:
-        self.n_bytes += group.end - group.begin
+        self.n_given += group.end - group.begin
         return as_event(self._schema, group)
 
     def sealed(self, event: Event) -> Event:
@@ -179,8 +185,8 @@ class _Events:
 class _Records:
     payloads: Literal["raw", "keep"] = "raw"
 
-    def __init__(self, schema: Schema, budget: int) -> None:
-        self._schema, self.budget = schema, budget
+    def __init__(self, schema: Schema, n_bytes: int) -> None:
+        self._schema, self.n_bytes = schema, n_bytes
 
     def live(self, group: Group) -> _Piece:
         assert group.block is not None
@@ -209,6 +215,8 @@ class _Walk(Generic[T]):
             )
         self._store = store
         self._form = form
+        self._at_most = at_most
+        self._step_bytes = _step_bytes(store)
         self._directory = store.path / "inflight"
         self._manifest = dict(position.manifest)
         self._segments = dict(position.segments)
@@ -235,7 +243,10 @@ class _Walk(Generic[T]):
                 for event in self._sealed(segment):
                     yield self._form.sealed(event)
                 self._manifest[file] = offset
-        walks = [self._live(name) for name in names if name not in catalogue.retired]
+        live = [name for name in names if name not in catalogue.retired and self._has_news(name)]
+        n_steps = min(self._at_most, -(-self._form.n_bytes // self._step_bytes))
+        share = -(-n_steps // max(len(live), 1)) * self._step_bytes + _BESIDES
+        walks = [self._live(name, share) for name in live]
         shift = self._turn % len(walks) if walks else 0
         walks = walks[shift:] + walks[:shift]
         while walks:
@@ -247,18 +258,24 @@ class _Walk(Generic[T]):
                     yield item
             walks = still
 
-    def _live(self, name: str) -> Iterator[T]:
-        """Read on in a segment."""
+    def _has_news(self, name: str) -> bool:
+        try:
+            size = os.stat(self._directory / name).st_size
+        except FileNotFoundError:  # retired since; the next call finds its line
+            return False
+        return size > self._segments.get(name, 0)
+
+    def _live(self, name: str, wanted: int) -> Iterator[T]:
+        """Read on in a segment, of which about so many bytes will be taken."""
         start = self._segments.get(name, 0)
         try:
             fd = os.open(self._directory / name, os.O_RDONLY)
-        except FileNotFoundError:  # retired since; the next call finds its line
+        except FileNotFoundError:
             return
         try:
             size = os.fstat(fd).st_size
             form = self._form
-            groups = scan(fd, start, size, form.payloads, form.budget) if size > start else ()
-            for group in groups:
+            for group in scan(fd, start, size, form.payloads, wanted):
                 is_news = self._take(name, group.commit)
                 self._segments[name] = group.end
                 if is_news:
@@ -283,20 +300,31 @@ class _Walk(Generic[T]):
 
     def _sealed(self, segment: str) -> Iterator[Event]:
         """Read what is left of a retired segment from the shards it went to."""
-        come_to = self._segments.get(segment, 0)
-        left = [
-            (int(shard.end[row]), shard.name, shard.split, int(row))
-            for shard, rows in self._store.catalogue.rows_of(segment)
-            for row in rows[shard.end[rows] > come_to]
-        ]
-        for end, name, split, row in sorted(left):
-            yield from self._row(segment, end, name, split, row)
+        for end, shard, row in self._left(segment):
+            yield from self._row(segment, end, shard.name, shard.split, row)
             self._segments[segment] = end
         gone = [traj for traj, state in self._open.items() if state[2] == segment]
         for traj in gone:
             attempt = self._open.pop(traj)[0]
             failed = self._store.catalogue.failed.get(traj, (0, ""))[0] == attempt
             yield End(traj, attempt, "failed" if failed else "abandoned")
+
+    def _left(self, segment: str) -> Iterator[tuple[int, Shard, int]]:
+        """Return the rows of a retired segment beyond what was read, as they ended.
+
+        There may be very many and a call takes few, so few are put in order.
+        """
+        come_to = self._segments.get(segment, 0)
+        found = self._store.catalogue.rows_of(segment)
+        ends = np.concatenate([shard.end[rows] for shard, rows in found] or [np.arange(0)])
+        which = np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])
+        rows = np.concatenate([rows for _, rows in found] or [np.arange(0)])
+        while len(left := np.flatnonzero(ends > come_to)):
+            if len(left) > self._at_most:
+                left = left[np.argpartition(ends[left], self._at_most)[: self._at_most]]
+            for i in left[np.argsort(ends[left])].tolist():
+                yield int(ends[i]), found[which[i]][0], int(rows[i])
+            come_to = ends[left].max()
 
     def _row(self, segment: str, end: int, name: str, split: str, row: int) -> Iterator[Event]:
         files, schema = self._store.files, self._store.schema
@@ -331,3 +359,12 @@ class _Walk(Generic[T]):
     def _is_current(self, traj: int, attempt: int, segment: str) -> bool:
         state = self._open.get(traj)
         return state is not None and (state[0], state[2]) == (attempt, segment)
+
+
+def _step_bytes(store: SnapshotStore) -> int:
+    """Return the bytes of one step in a segment."""
+    schema, storage = store.schema, store.storage
+    return step_bytes(
+        storage.record_dtype(spec).itemsize * math.prod(schema.field_shape(spec))
+        for spec in schema.outputs
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -21,6 +22,10 @@ __all__ = ["ShardFiles", "Split"]
 _MAX_HANDLES = 64
 
 
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"{path}: cannot be read ({error}); run `simlab store verify`")
+
+
 class _OpenShard:
     """An open shard, with the small columns read once."""
 
@@ -33,14 +38,24 @@ class _OpenShard:
             self.seed = log["seed"][:]
             self.parameters = log["parameters"][:]
             self.n_steps = len(self.file["dimensions/time"])
-            self.solvers: list[str] | None = None  # a shard of format 1 does not name them
-            if "solve" in self.file:
-                self.solvers = self.file["solve"].attrs["solver"].tolist()
             self._datasets: dict[str, h5py.Dataset] = {}
         except (OSError, KeyError) as error:
-            raise StoreError(f"{path}: cannot be read ({error}); run `simlab store verify`") from (
-                error
-            )
+            raise _unreadable(path, error) from error
+
+    @cached_property
+    def solvers(self) -> list[str] | None:
+        """The words of the solvers; None for a shard of format 1, which does not name them.
+
+        Nobody else's reading looks at them: in shards of earlier versions they are text of variable
+        length, for which HDF5 has no checksum, and it may search a damaged one for ever.
+        """
+        try:
+            if "solve" not in self.file:
+                return None
+            words = self.file["solve"].attrs["solver"].tolist()
+        except (OSError, KeyError) as error:
+            raise _unreadable(Path(self.file.filename), error) from error
+        return [word.decode() if isinstance(word, bytes) else word for word in words]
 
     def dataset(self, name: str) -> h5py.Dataset:
         """Return a dataset; looking it up costs as much as reading a small row, so it is kept."""

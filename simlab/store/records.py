@@ -20,11 +20,9 @@ not written.
 from __future__ import annotations
 
 import json
-import os
 import struct
-import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Literal
@@ -33,6 +31,7 @@ import numpy as np
 
 from simlab.core.errors import SchemaError, StoreError
 from simlab.core.reports import Provenance
+from simlab.store import files
 
 __all__ = [
     "HEADER_BYTES",
@@ -46,6 +45,7 @@ __all__ = [
     "pack_step",
     "scan",
     "scan_bytes",
+    "step_bytes",
 ]
 
 _HEADER = struct.Struct("<4sHHQIIdQBBH4II")
@@ -57,7 +57,6 @@ _CAST = 0x100
 _BLOCK = 1 << 18
 _PEEK = 1 << 12
 _MOST = 1 << 23
-_FEW = 4
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
@@ -256,33 +255,35 @@ def _pack(
     return [head, _CRC.pack(crc), payload, bytes(-len(payload) % 8)], crc
 
 
+def step_bytes(lengths: Iterable[int]) -> int:
+    """Return the bytes of a step in a segment whose fields have values of so many bytes each."""
+    return sum(HEADER_BYTES + n + -n % 8 for n in (*lengths, _STEP.size))
+
+
 class _Window:
     """Reads of a file through blocks, so that small records cost few system calls.
 
-    What is handed out lies in its block and keeps it alive. Fresh memory costs more than reading,
-    and large blocks cost least: they grow up to ``most`` bytes once a file is read on and on, but
-    not beyond the ``budget`` of bytes that will be wanted at all.
+    What is handed out lies in its block and keeps it alive. Large blocks cost least, but what is
+    read and not taken is read again by the next call: the ``wanted`` bytes come as one block, or as
+    few, before others of a usual size.
     """
 
-    def __init__(self, fd: int, end: int, most: int = _BLOCK, budget: int = sys.maxsize) -> None:
-        self._fd, self._end, self._most, self._budget = fd, end, most, budget
-        self._at, self._n_blocks = 0, 0
+    def __init__(self, fd: int, end: int, wanted: int = 0) -> None:
+        self._fd, self._end, self._wanted = fd, end, wanted
+        self._at = 0
         self._block = memoryview(b"")
 
     def read(self, offset: int, size: int) -> memoryview:
         start = offset - self._at
         if start < 0 or start + size > len(self._block):
-            if start > len(self._block):  # a jump over values that nobody wants
+            if self._block and start > len(self._block):  # a jump over values that nobody wants
                 n = _PEEK
             else:
-                self._n_blocks += 1
-                far = self._n_blocks - _FEW
-                n = _BLOCK if far < 0 else min(max(_BLOCK << min(far, 5), 8 * size), self._most)
-                n = min(n, max(self._budget, _BLOCK))
-            room = np.empty(max(0, min(max(n, size), self._end - offset)), dtype=np.uint8)
-            self._block = room.data[: os.preadv(self._fd, [room.data], offset)]
+                n = min(self._wanted, _MOST) if self._wanted > 0 else _BLOCK
+                self._wanted -= n
+            room = np.empty(max(0, min(max(n, size), self._end - offset)), dtype=np.uint8).data
+            self._block = room[: files.read_at(self._fd, room, offset)]
             self._at, start = offset, 0
-            self._budget -= len(self._block)
         return self._block[start : start + size]
 
     def block(self, offset: int, size: int) -> tuple[memoryview, int]:
@@ -354,7 +355,7 @@ def _read(window: _Window | _Bytes, offset: int, size: int, payloads: Payloads) 
 
 
 def scan(
-    fd: int, offset: int, size: int, payloads: Payloads = "check", budget: int = sys.maxsize
+    fd: int, offset: int, size: int, payloads: Payloads = "check", wanted: int = 0
 ) -> Iterator[Group]:
     """Yield the whole groups between ``offset`` and ``size``.
 
@@ -363,11 +364,10 @@ def scan(
     payloads : {"skip", "raw", "check", "keep"}
         Values of fields: jump over them, jump but hand out the block that holds each group with its
         values unchecked, check their CRC, or check and hand them out.
-    budget : int
-        About how many bytes the caller will take; no more than a block is read beyond them.
+    wanted : int
+        About how many bytes the caller will take, if known; that much is read at a time.
     """
-    most = _MOST if payloads in ("raw", "keep") else _BLOCK
-    return _groups(_Window(fd, size, most, budget), offset, size, payloads)
+    return _groups(_Window(fd, size, wanted), offset, size, payloads)
 
 
 def scan_bytes(data: bytes | memoryview) -> Iterator[Group]:
@@ -398,7 +398,8 @@ def has_record_after(fd: int, offset: int, size: int) -> bool:
     window = _Window(fd, size)
     step = 1 << 20
     for start in range(offset + 8, size, step):
-        block = os.pread(fd, step + 3, start)
+        room = bytearray(step + 3)
+        block = room[: files.read_at(fd, memoryview(room), start)]
         at = block.find(_MAGIC)
         while at >= 0:
             aligned = (start + at) % 8 == 0

@@ -24,7 +24,7 @@ import numpy as np
 
 from simlab.core.errors import StoreError
 from simlab.core.reports import Provenance
-from simlab.store import solves
+from simlab.store import files, solves
 from simlab.store.drafts import Draft
 from simlab.store.records import Record
 from simlab.store.resampling import state_resampling
@@ -293,7 +293,9 @@ def _write_solves(
     columns, solvers = solves.columns([[step[1] for step in row.steps] for row in rows])
     for name, values in columns.items():
         _checked(group, name, values)
-    group.attrs["solver"] = _texts(solvers)
+    words = [solver.encode() for solver in solvers]
+    fixed = h5py.string_dtype(length=max([1, *map(len, words)]))  # has a checksum
+    group.attrs["solver"] = np.array(words, dtype=fixed)
     group.attrs["norm"] = solves.NORM
     group.attrs["seed"] = seed
     group.attrs.update(solves.settings(config))
@@ -344,7 +346,9 @@ def _write_field(
         values = room[: last - first]
         for b in range(first, last):
             for t, record in enumerate(records[b]):
-                os.preadv(rows[b].fd, [values[b - first, t]], record.payload_at)
+                step = values[b - first, t].data.cast("B")
+                if files.read_at(rows[b].fd, step, record.payload_at) < len(step):
+                    raise StoreError(f"{rows[b].segment}: was cut while it was sealed")
         if twin is None:
             crcs += [[record.crc for record in row] for row in records[first:last]]
         else:

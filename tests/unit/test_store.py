@@ -294,7 +294,7 @@ def test_provenance_and_solver_log_are_kept(store, schema):
         assert file["solve/order"][0].tolist() == [7] * 3
         assert file["solve/chain"][0].tolist() == [1] * 3
         assert file["solve/solver"][0].tolist() == [0] * 3
-        assert file["solve"].attrs["solver"].tolist() == ["cg+icc"]
+        assert file["solve"].attrs["solver"].tolist() == [b"cg+icc"]
         assert file["t0_fields/u"].attrs["cast_to"] == "float32"
 
 

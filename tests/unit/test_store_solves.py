@@ -153,7 +153,7 @@ def test_shards_hold_the_solves_as_documented(tmp_path):
         assert all(group[name].shape == (len(ids), 2) for name in group)
         assert all(group[name].fletcher32 for name in group)
         said = {name: group.attrs[name] for name in group.attrs}
-        words = said.pop("solver").tolist()
+        words = [word.decode() for word in said.pop("solver").tolist()]
         assert sorted(words) == sorted(NAMES)  # each once
         assert said.pop("phase_values").tolist() == [3.0, 12.0]
         assert said == {
