@@ -9,18 +9,13 @@ what parting a chain costs, the wall seconds what the neighbours took.
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simlab.core import environment
-from simlab.pipeline.online import launch_environment
+from simlab.bench._launch import NotMeasured, launched
 
 __all__ = ["COLUMNS", "NotMeasured", "chains", "together"]
 
@@ -36,10 +31,6 @@ COLUMNS = (
 )
 
 
-class NotMeasured(Exception):
-    """No process launcher, or it failed; says why."""
-
-
 def together(n: int, n_samples: int, ranks: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, Any]]:
     """Solve the same systems of C1 on different numbers of ranks.
 
@@ -52,7 +43,7 @@ def together(n: int, n_samples: int, ranks: tuple[int, ...] = (1, 2, 4)) -> list
         for size in ranks:
             path = Path(folder) / f"{size}.npy"
             words = ["together", "--n", n, "--samples", n_samples, "--solutions", path]
-            its = np.array(_launched(size, *words)["iterations"])
+            its = np.array(launched("_skr_ranks", size, *words)["iterations"])
             x = np.load(path).reshape(n_samples, -1)
             if size == ranks[0]:
                 first_its, first_x = its, x
@@ -81,7 +72,7 @@ def chains(n: int, n_samples: int, repeats: int) -> list[dict[str, Any]]:
     iterations = {}
     for turn in range(repeats):
         for size in (1, 2) if turn % 2 == 0 else (2, 1):
-            found = _launched(size, "chains", "--n", n, "--samples", n_samples)
+            found = launched("_skr_ranks", size, "chains", "--n", n, "--samples", n_samples)
             seconds[size].append((found["seconds"], found["cpu_seconds"]))
             iterations[size] = float(np.mean(found["iterations"]))
     return [
@@ -95,23 +86,3 @@ def chains(n: int, n_samples: int, repeats: int) -> list[dict[str, Any]]:
         }
         for size in (1, 2)
     ]
-
-
-def _launched(n_ranks: int, *words: Any) -> dict[str, Any]:
-    launcher = environment.read("SIMLAB_MPIRUN", "mpirun").split()
-    if shutil.which(launcher[0]) is None:
-        raise NotMeasured(f"no process launcher {launcher[0]!r}")
-    command = [*launcher, "-n", str(n_ranks), sys.executable, "-m", "simlab.bench._skr_ranks"]
-    done = subprocess.run(
-        [*command, *map(str, words)],
-        env=launch_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "---" not in line]
-        said = " ".join(" ".join(lines).split())[:300] or "no message"
-        raise NotMeasured(f"{launcher[0]}: {said}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found

@@ -14,10 +14,6 @@ wall time per sample of a campaign step (draw, assemble, solve) on one rank over
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +22,10 @@ import scipy.sparse as sp
 from rich.console import Console
 from scipy.sparse.linalg import spsolve
 
+from simlab.bench._launch import NotMeasured, launched
 from simlab.bench.runner import Contest, outcome, print_ratios, print_table
-from simlab.core import environment
 from simlab.core.comm import self_comm
 from simlab.linalg.system import LinearSolver, LinearSystem, SolveResult, solvers
-from simlab.pipeline.online import launch_environment
 from simlab.problems.family import families
 
 __all__ = ["run"]
@@ -226,26 +221,13 @@ def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 def _parallel_efficiency(quick: bool) -> float | None:
     """Return time per sample on one rank over that on two, medians of alternating runs."""
-    launcher = environment.read("SIMLAB_MPIRUN", "mpirun").split()
-    if shutil.which(launcher[0]) is None:
-        Console().print(f"no process launcher {launcher[0]!r}: parallel efficiency not measured")
-        return None
     seconds: dict[int, list[float]] = {1: [], 2: []}
     words = ["--cells", "128", "--samples", "100" if quick else "300"]
-    for turn in range(2 if quick else 6):
-        for n_ranks in (1, 2) if turn % 2 == 0 else (2, 1):
-            command = [*launcher, "-n", str(n_ranks), sys.executable, "-m", "simlab.bench._ranks"]
-            done = subprocess.run(
-                [*command, *words],
-                env=launch_environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if "---" not in line]
-                said = " ".join(" ".join(lines).split())[:300] or "no message"
-                Console().print(f"parallel efficiency not measured: {launcher[0]}: {said}")
-                return None
-            seconds[n_ranks].append(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    try:
+        for turn in range(2 if quick else 6):
+            for n_ranks in (1, 2) if turn % 2 == 0 else (2, 1):
+                seconds[n_ranks].append(launched("_ranks", n_ranks, *words)["seconds"])
+    except NotMeasured as why:
+        Console().print(f"parallel efficiency not measured: {why}")
+        return None
     return float(np.median(seconds[1]) / np.median(seconds[2]))
