@@ -4,10 +4,8 @@
                              losses of its items, into the fitness of their runs
     every ``period`` runs    a new generation from the fittest, written where the solvers look
 
-The mixture ``q`` has the shares of the generations among what was learned from lately, with a
-memory of 100 batches: a buffer holds other runs than all that were drawn. See
-:mod:`simlab.problems.breed` for the law, :mod:`simlab.problems.generations` for the files. Imports
-no torch.
+See :mod:`simlab.problems.breed` for the law, :mod:`simlab.problems.generations` for the files.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from simlab.problems.samplers import Bounds
 __all__ = ["ActiveSampling"]
 
 log = logging.getLogger("simlab.train")
-
-_FORGETTING = 0.01  # per batch
 
 
 class ActiveSampling:
@@ -63,7 +59,6 @@ class ActiveSampling:
         self._fitness = Fitness()
         self._files, self._draws = GenerationFiles(directory), DrawLog(directory)
         self._n_finished = 0  # when the newest generation was made
-        self._mix = np.zeros(1)
         self._effective: list[float] = []
         self._has_warned = False
         self._read()
@@ -83,14 +78,9 @@ class ActiveSampling:
         items : ndarray of int, shape (B, 2)
             Trajectory and step of every item. Each batch is to be shown once.
         """
-        of = self._breeder.generations_of(items[:, 0])
-        if (of < 0).any():
+        if (self._breeder.generations_of(items[:, 0]) < 0).any():
             self._read()
-            of = self._breeder.generations_of(items[:, 0])
-        counts = np.bincount(of[of >= 0], minlength=self._breeder.newest + 1).astype(float)
-        counts[: len(self._mix)] += (1.0 - _FORGETTING) * self._mix
-        self._mix = counts
-        w = self._breeder.weights(items[:, 0], counts / max(counts.sum(), 1e-300))
+        w = self._breeder.weights(items[:, 0])
         self._effective.append(effective_share(w))
         return w / w.mean() if self._breed.reweight else None
 
@@ -151,7 +141,6 @@ class ActiveSampling:
         """Return what the files do not hold."""
         plain = {
             "fitness": self._fitness.state(),
-            "mix": self._mix.tolist(),
             "effective": self._effective,
         }
         return {"plain": json.dumps(plain)}
@@ -160,5 +149,4 @@ class ActiveSampling:
         """Go on from there, with all generations that are there by now."""
         plain = json.loads(state["plain"])
         self._fitness.restore(plain["fitness"])
-        self._mix = np.array(plain["mix"])
         self._effective = list(plain["effective"])

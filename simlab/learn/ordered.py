@@ -14,16 +14,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-
 from simlab.learn.encoding import Encoding, Statistics
 from simlab.learn.pilots import PilotStatistics
-from simlab.learn.stream import Item, Stream
+from simlab.learn.stream import DerivedStream, Item, Stream
 
 __all__ = ["OrderedStream"]
 
 
-class OrderedStream:
+class OrderedStream(DerivedStream):
     """Round robin over trajectories, step by step.
 
     Parameters
@@ -36,8 +34,9 @@ class OrderedStream:
     """
 
     def __init__(self, inner: Stream, lanes: int) -> None:
+        super().__init__(inner)
         inner.skip_pilot()
-        self.schema, self._inner = inner.schema, inner
+        self.schema = inner.schema
         self._encoding = Encoding(self.schema)
         self._pilot = PilotStatistics(self._encoding)
         self.finished: list[int] = []
@@ -123,32 +122,15 @@ class OrderedStream:
         """Whether a poll found fewer items than it asked for, and no more to come."""
         return self._is_exhausted
 
-    @property
-    def n_items(self) -> int:
-        """Items delivered in this pass."""
-        return self._n_items
-
     def rewind(self) -> None:
         """Begin another pass, in the same order."""
         self._inner.rewind()
         self._start()
 
-    def ids(self) -> np.ndarray:
-        """Return the trajectories there are or will be, int64, sorted."""
-        return self._inner.ids()
-
     def is_over(self, traj: int) -> bool:
         """Whether this pass has delivered all of a trajectory there will ever be."""
         is_waiting = self._place[traj] >= self._next_id
         return not is_waiting and traj not in [lane[0] for lane in self._lanes]
-
-    def row(self, traj: int, step: int) -> np.ndarray:
-        """Return an item that was delivered before once more."""
-        return self._inner.row(traj, step)
-
-    def sync(self) -> bool:
-        """Bring what ``row`` reads to the disk; return whether it can read at all."""
-        return self._inner.sync()
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories that came whole, as delivered."""

@@ -18,12 +18,12 @@ import numpy as np
 from simlab.learn.encoding import Statistics
 from simlab.learn.layout import WindowLayout, paired_schema
 from simlab.learn.pilots import PilotStatistics
-from simlab.learn.stream import Item, Stream
+from simlab.learn.stream import DerivedStream, Item, Stream
 
 __all__ = ["PairedStream", "paired_schema"]
 
 
-class PairedStream:
+class PairedStream(DerivedStream):
     """The windows of another stream, each (trajectory, first step) once per pass.
 
     Parameters
@@ -35,8 +35,9 @@ class PairedStream:
     """
 
     def __init__(self, inner: Stream, ahead: int = 1) -> None:
+        super().__init__(inner)
         inner.skip_pilot()
-        self._inner, self._layout = inner, WindowLayout(inner.schema, ahead)
+        self._layout = WindowLayout(inner.schema, ahead)
         self.schema = self._layout.schema
         self.finished = inner.finished
         self._pilot = PilotStatistics(self._layout.encoding)
@@ -83,37 +84,15 @@ class PairedStream:
             del self._held[item.traj], self._made[item.traj]
         return windows
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether this pass has delivered everything there will ever be."""
-        return self._inner.is_exhausted
-
-    @property
-    def n_items(self) -> int:
-        """Windows delivered in this pass."""
-        return self._n_items
-
     def rewind(self) -> None:
         """Begin another pass."""
         self._inner.rewind()
         self._start()
 
-    def ids(self) -> np.ndarray:
-        """Return the trajectories there are or will be, int64, sorted."""
-        return self._inner.ids()
-
-    def is_over(self, traj: int) -> bool:
-        """Whether this pass has delivered all of a trajectory there will ever be."""
-        return self._inner.is_over(traj)
-
     def row(self, traj: int, step: int) -> np.ndarray:
         """Return a window that was delivered before once more, shape (row_size,)."""
         steps = self._layout.steps_of(step)
         return self._layout.row(step, [self._inner.row(traj, k) for k in steps])
-
-    def sync(self) -> bool:
-        """Bring what ``row`` reads to the disk; return whether it can read at all."""
-        return self._inner.sync()
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by id all of whose windows came."""

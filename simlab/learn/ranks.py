@@ -31,7 +31,7 @@ import torch.distributed as dist
 
 from simlab.core.errors import CollectiveError, ConfigError
 from simlab.learn.encoding import Statistics
-from simlab.learn.stream import Item, Stream
+from simlab.learn.stream import DerivedStream, Item, Stream
 
 __all__ = ["Ranks", "ShareStream"]
 
@@ -166,7 +166,7 @@ class Ranks:
                 dist.barrier()
 
 
-class ShareStream:
+class ShareStream(DerivedStream):
     """Those trajectories of a stream that one of several ranks trains on: every R-th id.
 
     Parameters
@@ -177,7 +177,8 @@ class ShareStream:
     """
 
     def __init__(self, inner: Stream, ranks: Ranks) -> None:
-        self.schema, self._inner = inner.schema, inner
+        super().__init__(inner)
+        self.schema = inner.schema
         ids = inner.ids()
         if len(ids) < ranks.size:
             raise ConfigError(
@@ -186,7 +187,6 @@ class ShareStream:
             )
         self._ids = ids[ranks.rank :: ranks.size]
         self._mine = set(self._ids.tolist())
-        self._n_items = 0
         self.finished: list[int] = []
         self._n_known = 0
         self._update()
@@ -205,16 +205,6 @@ class ShareStream:
         self._update()
         return items
 
-    @property
-    def is_exhausted(self) -> bool:
-        """Whether this pass has delivered everything there will ever be."""
-        return self._inner.is_exhausted
-
-    @property
-    def n_items(self) -> int:
-        """Items of this rank delivered in this pass."""
-        return self._n_items
-
     def rewind(self) -> None:
         """Begin another pass."""
         self._inner.rewind()
@@ -223,18 +213,6 @@ class ShareStream:
     def ids(self) -> np.ndarray:
         """Return this rank's trajectories."""
         return self._ids
-
-    def is_over(self, traj: int) -> bool:
-        """Whether this pass has delivered all of a trajectory there will ever be."""
-        return self._inner.is_over(traj)
-
-    def row(self, traj: int, step: int) -> np.ndarray:
-        """Return an item that was delivered before once more."""
-        return self._inner.row(traj, step)
-
-    def sync(self) -> bool:
-        """Bring what ``row`` reads to the disk; return whether it can read at all."""
-        return self._inner.sync()
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first trajectories of the whole stream: every rank's."""

@@ -25,7 +25,7 @@ from simlab.store.channel import Channel, TailChannel, open_channel
 from simlab.store.follow import Begin, End, Event, Position
 from simlab.store.schema import Schema
 
-__all__ = ["FollowedStream", "Item", "MemoryStream", "Stream"]
+__all__ = ["DerivedStream", "FollowedStream", "Item", "MemoryStream", "Stream"]
 
 
 class Item(NamedTuple):
@@ -103,6 +103,44 @@ class Stream(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         ...
+
+
+class DerivedStream:
+    """What a stream leaves to another one that it is made of. Base.
+
+    Parameters
+    ----------
+    inner : Stream
+    """
+
+    def __init__(self, inner: Stream) -> None:
+        self._inner, self._n_items = inner, 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether this pass has delivered everything there will ever be."""
+        return self._inner.is_exhausted
+
+    @property
+    def n_items(self) -> int:
+        """Items delivered in this pass."""
+        return self._n_items
+
+    def ids(self) -> np.ndarray:
+        """Return the trajectories there are or will be, int64, sorted."""
+        return self._inner.ids()
+
+    def is_over(self, traj: int) -> bool:
+        """Whether this pass has delivered all of a trajectory there will ever be."""
+        return self._inner.is_over(traj)
+
+    def row(self, traj: int, step: int) -> np.ndarray:
+        """Return an item that was delivered before once more, shape (row_size,)."""
+        return self._inner.row(traj, step)
+
+    def sync(self) -> bool:
+        """Bring what ``row`` reads to the disk; return whether it can read at all."""
+        return self._inner.sync()
 
 
 class MemoryStream:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 from simlab.learn.buffers.base import Buffer, Thresholded, buffers, take
 
-__all__ = ["BatchReservoir", "Reservoir", "ReservoirBuffer"]
+__all__ = ["BatchReservoir", "RepeatingBuffer", "Reservoir", "ReservoirBuffer"]
 
 
-class ReservoirBuffer(Buffer):
-    """Two lists, unseen and seen; see :mod:`simlab.learn.buffers`."""
+class RepeatingBuffer(Buffer):
+    """Two sets, unseen and seen: what was drawn stays, and is all that may be dropped."""
 
-    def __init__(self, capacity: int, threshold: int, row_size: int, seed: int) -> None:
-        super().__init__(capacity, threshold, row_size, seed)
-        self._unseen: list[int] = []
-        self._seen: list[int] = []
+    _unseen: Sized
+    _seen: Sized
 
     @property
     def n_unseen(self) -> int:
@@ -28,6 +28,15 @@ class ReservoirBuffer(Buffer):
     def retains(self, n: int) -> bool:
         """Whether ``n`` items fit: what fits is never dropped."""
         return n <= self.capacity
+
+
+class ReservoirBuffer(RepeatingBuffer):
+    """Both sets are lists; see :mod:`simlab.learn.buffers`."""
+
+    def __init__(self, capacity: int, threshold: int, row_size: int, seed: int) -> None:
+        super().__init__(capacity, threshold, row_size, seed)
+        self._unseen: list[int] = []
+        self._seen: list[int] = []
 
     def _slot(self) -> int | None:
         if self._free or not self._seen:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from simlab.learn.buffers.base import Archive, Buffer, Recall, Thresholded, buffers
-from simlab.learn.buffers.reservoirs import ReservoirBuffer
+from simlab.learn.buffers.reservoirs import RepeatingBuffer, ReservoirBuffer
 
 __all__ = ["ReplayMix", "TimeStratified"]
 
@@ -35,25 +35,17 @@ class _Bag:
             self._where[last] = place
 
 
-class _Stratified(Buffer):
+class _Stratified(RepeatingBuffer):
     """Unseen, seen, and every item once more in the bag of its time."""
+
+    _unseen: _Bag
+    _seen: _Bag
 
     def __init__(self, capacity: int, threshold: int, row_size: int, seed: int, width: int) -> None:
         super().__init__(capacity, threshold, row_size, seed)
         self._width = width
         self._unseen, self._seen = _Bag(), _Bag()
         self._strata: dict[int, _Bag] = {}
-
-    @property
-    def n_unseen(self) -> int:
-        return len(self._unseen)
-
-    @property
-    def n_seen(self) -> int:
-        return len(self._seen)
-
-    def retains(self, n: int) -> bool:
-        return n <= self.capacity
 
     def _slot(self) -> int | None:
         if self._free or not self._seen:
