@@ -115,7 +115,9 @@ def joined(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     new = {_part(row) for row in result["rows"]}
     kept = [row for row in recorded["rows"] if _part(row) not in new]
     rows = sorted([*kept, *result["rows"]], key=lambda row: _PARTS.index(_part(row)))
-    return {**result, "rows": rows, "ratios": recorded["ratios"] | result["ratios"]}
+    timed = result if "wall" in new else recorded  # only these rows depend on the machine's load
+    ratios = recorded["ratios"] | result["ratios"]
+    return {"name": result["name"], "machine": timed["machine"], "rows": rows, "ratios": ratios}
 
 
 def _part(row: Mapping[str, Any]) -> str:

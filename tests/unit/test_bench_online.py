@@ -43,12 +43,17 @@ def test_wrong_part():
 def test_a_part_replaces_its_own_in_a_recorded_result(tmp_path):
     feeds, wall = {"study": "e1", "feed": "fifo"}, {"study": "e1", "run": "reservoir"}
     active = {"study": "e6", "draws": "breed"}
-    old = {"rows": [feeds, wall, active | {"mean_K": 3.0}], "ratios": {"a": 1.0, "b": 2.0}}
+    old = {
+        "machine": {"load": 1.5},
+        "rows": [feeds, wall, active | {"mean_K": 3.0}],
+        "ratios": {"a": 1.0, "b": 2.0},
+    }
     runner.save(old, tmp_path / "online.json")
-    new = {"name": "online", "rows": [active], "ratios": {"b": 5.0}}
+    new = {"name": "online", "machine": {"load": 9.0}, "rows": [active], "ratios": {"b": 5.0}}
     made = online.joined(tmp_path / "online.json", new)
     assert made["rows"] == [feeds, active, wall]
     assert made["ratios"] == {"a": 1.0, "b": 5.0}
+    assert made["machine"] == {"load": 1.5}
     made = online.joined(tmp_path / "online.json", {**new, "rows": [feeds | {"runs": 1}]})
     assert made["rows"] == [feeds | {"runs": 1}, active | {"mean_K": 3.0}, wall]
 
