@@ -10,6 +10,7 @@ left of later batches goes with the first one that is written.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from simlab.learn.buffers import Recall
     from simlab.learn.stream import Stream
 
-__all__ = ["newest", "recall", "write"]
+__all__ = ["newest", "read_tensors", "recall", "write"]
 
 _KEEP = 2
+_NEEDED = {"batch", "settings", "schema", "network", "optimizer", "buffer", "feed"}
 
 
 def write(directory: Path, batch: int, state: dict[str, Any]) -> Path:
@@ -79,13 +81,35 @@ def newest(directory: Path, batch: int | None = None) -> dict[str, Any] | None:
     if not committed:
         return None
     try:
-        state: dict[str, Any] = _arrays(torch.load(committed[-1] / "state.pt", weights_only=True))
-    except Exception as error:  # a torn file makes torch raise almost anything
+        state: dict[str, Any] = _arrays(read_tensors(committed[-1] / "state.pt"))
+        if lacking := _NEEDED - state.keys():
+            raise StoreError(f"it lacks {', '.join(sorted(lacking))}")
+    except StoreError as error:
         raise StoreError(
             f"checkpoint {committed[-1]} cannot be read ({error}); delete it to go on from the one "
             "before"
         ) from error
     return state
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read a dict of tensors and plain values; code that a file may bring is never run.
+
+    Raises
+    ------
+    StoreError
+        When the file holds anything else, or is torn.
+    """
+    try:
+        found = torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message says how to run what the file brings
+        raise StoreError(f"{path} holds more than tensors and plain values") from error
+    except Exception as error:  # a torn file makes torch raise almost anything
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise StoreError(f"{path}: {said}") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} holds one {type(found).__name__}, no tensors by name")
+    return found
 
 
 def recall(stream: Stream | None, is_final: bool = False) -> Recall | None:

@@ -22,6 +22,7 @@ from simlab.core.errors import ConfigError, SchemaError, StoreError
 from simlab.core.metrics import relative_l2, summary
 from simlab.core.runs import publish, software
 from simlab.core.samples import Sample, Trajectory
+from simlab.learn import checkpoints
 from simlab.learn.encoding import Encoding, Ranges
 from simlab.learn.layout import WindowLayout, learned_schema
 from simlab.learn.networks import ScaledNetwork
@@ -299,21 +300,23 @@ class Model:
         directory = Path(directory)
         try:
             facts = json.loads((directory / "model.json").read_text(encoding="utf-8"))
-            tensors = torch.load(directory / "model.pt", weights_only=True)
-        except Exception as error:  # a torn file makes torch raise almost anything
+            tensors = checkpoints.read_tensors(directory / "model.pt")
+        except (OSError, ValueError) as error:
             raise StoreError(f"{directory} holds no model that can be read: {error}") from error
-        if facts.get("format") != _FORMAT:
-            raise StoreError(
-                f"{directory}: model format {facts.get('format')}, this version reads {_FORMAT}"
-            )
-        model = cls(build(TrainSettings, facts["settings"]), Schema.from_json(facts["schema"]))
+        if not isinstance(facts, dict) or facts.get("format") != _FORMAT:
+            known = facts.get("format") if isinstance(facts, dict) else None
+            raise StoreError(f"{directory}: model format {known}, this version reads {_FORMAT}")
+        try:
+            model = cls(build(TrainSettings, facts["settings"]), Schema.from_json(facts["schema"]))
+            bounds = [_bounds(facts["ranges"][name]) for name in ("lower", "upper")]
+            model.validation = facts["validation"]
+        except KeyError as error:
+            raise StoreError(f"{directory}: model.json lacks {error}") from error
         try:
             model.load_tensors(tensors)
         except RuntimeError as error:
             raise StoreError(f"{directory}: weights do not fit the network: {error}") from error
-        bounds = [_bounds(facts["ranges"][name]) for name in ("lower", "upper")]
         model.ranges = Ranges(*bounds)
-        model.validation = facts["validation"]
         model.one_step = facts.get("one_step")
         return model
 

@@ -1,11 +1,13 @@
 """What a training makes of bad data, a full disk, leftovers and settings that nearly lock it."""
 
+import json
 import resource
 import time
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from learn_helpers import bare_schema, field_schema, trajectories
 
 from simlab.core.config import build
@@ -61,7 +63,8 @@ def test_a_new_training_leaves_nothing_to_resume_of_the_one_before(tmp_path):
 
 
 def test_a_crash_while_a_checkpoint_is_replaced_leaves_one(tmp_path, monkeypatch):
-    checkpoints.write(tmp_path, 7, {"batch": 7})
+    state = dict.fromkeys(checkpoints._NEEDED, 7)
+    checkpoints.write(tmp_path, 7, state)
 
     def cut(path, **_):
         if (path / "state.pt").exists():
@@ -70,7 +73,7 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_one(tmp_path, monkeypatch
 
     monkeypatch.setattr(checkpoints.shutil, "rmtree", cut)
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.write(tmp_path, 7, {"batch": 7, "is_new": True})
+        checkpoints.write(tmp_path, 7, state | {"is_new": True})
     assert checkpoints.newest(tmp_path)["batch"] == 7
 
 
@@ -145,3 +148,48 @@ def test_large_grids_are_evaluated_few_at_a_time(monkeypatch):
     samples = [Sample(i, 3, {"gain": 1.0}, {"a": np.ones((512, 512))}) for i in range(6)]
     assert model.predict(samples)["u"].shape == (6, 1, 512, 512)
     assert sizes == [4, 2]
+
+
+FOREIGN = {
+    "weights of another library": {"model": torch.zeros(2)},
+    "one tensor": torch.zeros(3),
+    "code": torch.nn.Linear(2, 2),
+    "torn": b"PK\x03\x04",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_files_of_others_are_refused_in_a_line(content, tmp_path):
+    """Above all without torch's advice on how to run the code they may bring."""
+    model = Model(settings_with(), SCHEMA)
+    model.save(tmp_path)
+    for path in (tmp_path / "model.pt", tmp_path / "checkpoints" / "batch-00000003" / "state.pt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+    (path.parent / "COMMIT").write_text("3\n")
+    for load in (Model.load, lambda p: Trainer(settings_with(), SCHEMA, p).resume(memory())):
+        with pytest.raises(StoreError) as found:
+            load(tmp_path)
+        said = str(found.value)
+        assert str(tmp_path) in said
+        assert "\x1b" not in said
+        assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "model format None"),
+        ({"format": 1}, "model.json lacks 'settings'"),
+        ([], "format None"),
+    ],
+)
+def test_an_incomplete_description_is_refused(change, message, tmp_path):
+    Model(settings_with(), SCHEMA).save(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(change))
+    with pytest.raises(StoreError, match=message):
+        Model.load(tmp_path)
