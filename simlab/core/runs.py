@@ -47,7 +47,8 @@ _PACKAGES = (
 )
 
 # What a directory may hold in which another process is just starting the same run.
-_BEGINNING = (".manifest.lock", "case.toml", "manifest.json")
+_BEGINNING = ("case.toml", "manifest.json")
+_LOCK = ".lock"
 
 
 def publish(path: Path, text: str) -> None:
@@ -166,7 +167,9 @@ class RunDirectory:
         """
         run = cls(path)
         names = [entry.name for entry in run.path.iterdir()] if run.path.is_dir() else []
-        is_foreign = any(name not in _BEGINNING and not name.endswith(".part") for name in names)
+        is_foreign = any(
+            name not in _BEGINNING and not name.endswith((_LOCK, ".part")) for name in names
+        )
         if is_foreign and not run._manifest.is_file():
             raise ConfigError(f"{path} exists, is not empty and is not a run: choose another --out")
         try:
@@ -202,8 +205,7 @@ class RunDirectory:
 
     def _begin(self, case: Mapping[str, Any], facts: Mapping[str, Any], fresh: bool) -> None:
         if fresh and self._manifest.is_file():
-            shutil.rmtree(self.path)
-            self.path.mkdir()
+            self._clear()
         publish(self.path / "case.toml", tomli_w.dumps(dict(case)))
         versions = software()
         manifest = {
@@ -219,6 +221,14 @@ class RunDirectory:
             "case": dict(case),
         }
         publish(self._manifest, json.dumps(manifest, indent=1))
+
+    def _clear(self) -> None:
+        """Delete what a run has made, except that it is one, and the locks that others wait for."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != self._manifest and not entry.name.endswith(_LOCK):
+                entry.unlink()
 
     @property
     def _manifest(self) -> Path:

@@ -110,21 +110,21 @@ class _Watch:
     def __exit__(self, *trace: Any) -> None:
         self._progress.__exit__(*trace)
 
-    def look(self) -> dict[str, float]:
-        """Read what was added and show it; return when each kind of line was last written."""
-        self._read()
-        return {kind: float(entry["time"]) for kind, entry in self._latest.items()}
-
-    def _read(self) -> None:
+    def look(self) -> set[str]:
+        """Read what was added and show it; return the kinds of the lines."""
         if not self._path.exists():
-            return
+            return set()
         with self._path.open("rb") as file:
             file.seek(self._position)
             added = file.read()
         whole = added.rfind(b"\n") + 1
         self._position += whole
-        for entry in metric_lines(added[:whole]):
-            self._latest[entry["kind"]] = entry
+        news = {str(entry.get("kind")): entry for entry in metric_lines(added[:whole])}
+        self._latest |= news
+        self._show()
+        return set(news)
+
+    def _show(self) -> None:
         campaign = self._latest.get("campaign", {})
         train, valid = self._latest.get("train", {}), self._latest.get("validation", {})
         solved = f"{campaign.get('done', 0)}/{self._n_samples} solved"
@@ -230,9 +230,10 @@ def _watch_over(sides: Sequence[Side], run: RunDirectory, watch: _Watch) -> None
     deadline = float("inf")
     while not all(side.has_ended for side in sides if not side.serves):
         time.sleep(_POLL_SECONDS)
-        latest = watch.look()
+        news = watch.look()
         for side in sides:
-            side.progressed(latest.get(side.section, 0.0))
+            if side.section in news:
+                side.progressed()
             side.look(stopping=run.stop_requested() and not side.serves)
             if side.failure:
                 run.request_stop()

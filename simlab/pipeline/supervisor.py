@@ -104,7 +104,6 @@ class Side:
         self._process: subprocess.Popen[bytes] | None = None  # None: adopted
         self._mark = ProcessMark(0, -1, "")
         self._begin = 0  # where this start's words begin in the log
-        self._started = 0.0
         self._due: float | None = None
         self._last_error = ""
         self._n_idle = 0  # deaths running without progress
@@ -131,7 +130,6 @@ class Side:
             self._start()
             return
         self._mark, self._begin = mark, int(entry.get("log_from", 0))
-        self._started = time.time()
         self._pulse.begin()
         self._run.log_metric("adoption", side=self.name, pid=mark.pid)
         log.info("%s still run (pid %d): adopted, log in %s", self.name, mark.pid, self.log_file)
@@ -155,21 +153,20 @@ class Side:
                 start_new_session=True,  # Ctrl-C reaches the supervisor only
             )
         self._mark = ProcessMark.of(self._process.pid)
-        self._started, self._due, self._is_progressing = time.time(), None, False
+        self._due, self._is_progressing = None, False
         entry = {
             "pid": self._mark.pid,
             "ticks": self._mark.ticks,
             "boot": self._mark.boot,
-            "started": self._started,
+            "started": time.time(),
             "log_from": self._begin,
         }
         self._run.update(processes={self.name: entry})
         log.info("%s started (pid %d), log in %s", self.name, self._mark.pid, self.log_file)
 
-    def progressed(self, when: float) -> None:
-        """Note that this side had done some work at a time: waits are short again."""
-        if when > self._started:
-            self._is_progressing = True
+    def progressed(self) -> None:
+        """Note that this start has got some work done: waits are short again."""
+        self._is_progressing = True
 
     def look(self, stopping: bool) -> None:
         """Notice an end, decide what follows, start again when it is time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 
 import pytest
@@ -130,7 +131,27 @@ def test_a_torn_line_hides_no_other_and_ends_no_run(run) -> None:
         with run.metrics.open("a") as file:
             file.write('{"kind": "cam\n')
         run.log_metric("campaign", done=4, failed=0)
-        assert watch.look().keys() == {"campaign"}
+        assert watch.look() == {"campaign"}
+        assert not watch.look()
+
+
+def test_a_fresh_start_keeps_the_locks_and_a_kill_in_it_leaves_a_run(run, monkeypatch) -> None:
+    """Two supervisors that begin afresh at once must still meet at one lock."""
+
+    def kill(path: object) -> None:
+        raise KeyboardInterrupt
+
+    with supervising(run):
+        (run.path / "store").mkdir()
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", kill)
+            with pytest.raises(KeyboardInterrupt):
+                RunDirectory.start(run.path, {"n": 2}, resume=False, fresh=True)
+        RunDirectory.start(run.path, {"n": 3}, resume=False, fresh=True)
+        assert run.manifest()["case"] == {"n": 3}
+        assert not run.store.exists()
+        with pytest.raises(ConfigError, match="supervised by another"), supervising(run):
+            pass
 
 
 def test_a_training_that_is_refused_changes_nothing(tmp_path) -> None:
