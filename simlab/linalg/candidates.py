@@ -1,6 +1,6 @@
 """Which solvers may be quickest for a system, by what is known of it without solving anything.
 
-    tiny                        a factor
+    tiny                        a factor; Jacobi where a null space is attached
     constant matrix             a factor, made once; on a grid also fast transforms
     SPD                         fast transforms on a grid, multigrid, CG+ICC, a factor for each
                                 matrix or kept; off the grid also deflated CG
@@ -9,8 +9,9 @@
     no entries                  fast transforms on a grid, Krylov methods with Jacobi, recycled ones
     -pc_type given              the plain Krylov method with it, and the recycled ones
 
-Factors are left out where their cost grows out of proportion, and recycled solvers where something
-an order of magnitude quicker is at hand: a pilot has to pay for every candidate.
+Factors are left out where their cost grows out of proportion or a null space is attached, recycled
+solvers where something an order of magnitude quicker is at hand: a pilot has to pay for every
+candidate.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def candidates(
     limits = (
         (_FACTOR_ONCE_2D, _FACTOR_ONCE_3D) if traits.constant_matrix else (_FACTOR_2D, _FACTOR_3D)
     )
-    may_factor = n <= limits[is_3d]
+    is_singular = bool(system.A.getNullSpace().handle)
+    may_factor = n <= limits[is_3d] and not is_singular
     fast, direct = _make("fast", rtol), _make("direct", rtol)
     is_fast = fast.suits(system)
     if traits.matrix_free:
@@ -73,6 +75,10 @@ def candidates(
         if not traits.spd:
             free.append(_make("krylov", rtol, method="bcgs", preconditioner="jacobi"))
         return [fast, *free] if is_fast else free, f"{about}, matrix-free"
+    if n <= _TINY and is_singular:
+        method = "cg" if traits.spd else "gmres"
+        plain = _make("krylov", rtol, method=method, preconditioner="jacobi")
+        return [plain], f"{about}: tiny, with a null space"
     if n <= _TINY:
         return [direct], f"{about}: tiny"
     if traits.constant_matrix and may_factor:

@@ -29,7 +29,7 @@ from scipy.linalg.blas import daxpy, ddot, dscal
 from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason, SolveReport
 from simlab.linalg import petsc as PETSc
-from simlab.linalg.ksp import Stopwatch
+from simlab.linalg.ksp import Stopwatch, check_layout
 from simlab.linalg.system import LinearSystem, SolveResult, StructuredGrid, solvers
 from simlab.linalg.transforms import LaplaceInverse, laplace_diagonal
 
@@ -66,8 +66,9 @@ class Fast:
 
     def suits(self, system: LinearSystem) -> bool:
         """Whether this is a positive definite stencil on a grid, on one rank."""
-        traits = system.traits
-        return traits.spd and traits.grid is not None and system.A.comm.size == 1
+        grid = system.traits.grid
+        is_grid = grid is not None and max(grid.shape) > 1
+        return system.traits.spd and is_grid and system.A.comm.size == 1
 
     def init(self, system: LinearSystem) -> FastState:
         """Return a fresh state.
@@ -87,6 +88,8 @@ class Fast:
                 f"solver fast works on one rank, this group has {system.A.comm.size}; set "
                 "campaign.ranks_per_group = 1 or use solver cg_amg"
             )
+        if n == 1:
+            raise ConfigError("solver fast: a grid of one cell has no neighbours; use solver auto")
         if n != np.prod(grid.shape):
             raise ConfigError(f"solver fast: a grid of {grid.shape} cells, but {n} unknowns")
         dtype = np.float32 if self.precision == "single" else np.float64
@@ -146,6 +149,7 @@ class FastState:
 
     def solve(self, system: LinearSystem, solver: Fast) -> SolveReport:
         """Solve one system into ``x``."""
+        check_layout(system, self.x)
         watch, run, note = Stopwatch(), _Run(), ""
         b = system.b.getArray(readonly=True)
         size = _norm(b)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simlab.core.errors import ConfigError
 from simlab.core.reports import Reason, SolveReport
 from simlab.linalg import petsc as PETSc
 from simlab.linalg.options import inserted, user_gave
@@ -26,7 +27,7 @@ from simlab.linalg.system import LinearSystem, SolveResult
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["KSPState", "Stopwatch", "checked_values"]
+__all__ = ["KSPState", "Stopwatch", "check_layout", "checked_values"]
 
 _N_CORRECTIONS = 3
 _RESIDUAL_NORM_METHODS = {  # KSP types whose own test can use ||b - A x||
@@ -57,6 +58,7 @@ _KSP_REASONS = {
     -9: Reason.BREAKDOWN,  # NaN or Inf although matrix and right-hand side are finite
     -11: Reason.SETUP_FAILED,
 }
+_SPOILING = (Reason.BREAKDOWN, Reason.DIVERGED, Reason.SETUP_FAILED, Reason.SINGULAR)
 _ZERO_PIVOT = (71, 81)  # PETSc's error codes of zero pivots in LU and Cholesky
 
 
@@ -72,6 +74,21 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
         self._last = now
+
+
+def check_layout(system: LinearSystem, like: PETScTypes.Vec) -> None:
+    """Raise ConfigError unless matrix and right-hand side are of a state's size and layout."""
+    A, b = system.A, system.b
+    parts = (A.getOwnershipRanges(), A.getOwnershipRangesColumn(), b.getOwnershipRanges())
+    expected = like.getOwnershipRanges().tobytes()  # of all ranks, so that all raise or none
+    if all(ranges.tobytes() == expected for ranges in parts):
+        return
+    rows, columns = A.getSize()
+    raise ConfigError(
+        f"system {system.index}: a matrix of {rows} x {columns} and a right-hand side of "
+        f"{b.getSize()}, for a solver state made for {like.getSize()} unknowns; every size and "
+        "layout takes a state of its own (solver.init)"
+    )
 
 
 def checked_values(A: PETScTypes.Mat, ones: PETScTypes.Vec, out: PETScTypes.Vec) -> bool:
@@ -141,18 +158,10 @@ class KSPState:
         self._r = system.b.duplicate()
         self._d = system.b.duplicate()
         self._version: tuple[int, int] | None = None
+        self._is_spoilt = False
         self.n_setups = 0
         self.is_constant = system.traits.constant_matrix
-        self.ksp = PETSc.KSP().create(comm=system.A.comm)
-        self.ksp.setOptionsPrefix(prefix)
-        self.ksp.setOperators(system.A)
-        with self._inserted():
-            self.ksp.setFromOptions()
-        norm_is_free = not user_gave("ksp_norm_type", prefix=prefix)
-        if self.ksp.getType() in _RESIDUAL_NORM_METHODS and norm_is_free:
-            self.ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
-        if keep_history:
-            self.ksp.setConvergenceHistory(reset=True)
+        self.ksp = self._new_ksp(system)
 
     @property
     def name(self) -> str:
@@ -175,6 +184,7 @@ class KSPState:
 
     def solve(self, system: LinearSystem, rtol: float, max_iterations: int) -> SolveResult:
         """Solve one system. Collective."""
+        check_layout(system, self.x)
         watch = Stopwatch()
         done = _Progress()
         size = system.b.norm()
@@ -190,6 +200,7 @@ class KSPState:
             if done.reason is Reason.STAGNATED:
                 self._iterate(system, rtol, max_iterations, size, done, history, watch)
         watch.lap("check")
+        self._is_spoilt = self._is_spoilt or done.reason in _SPOILING
         report = SolveReport(
             solver=self.name,
             reason=done.reason,
@@ -213,6 +224,19 @@ class KSPState:
         """Build the preconditioner or factor again in the next solve."""
         self._version = None
 
+    def _new_ksp(self, system: LinearSystem) -> PETScTypes.KSP:
+        ksp = PETSc.KSP().create(comm=system.A.comm)
+        ksp.setOptionsPrefix(self._prefix)
+        ksp.setOperators(system.A)
+        with self._inserted():
+            ksp.setFromOptions()
+        norm_is_free = not user_gave("ksp_norm_type", prefix=self._prefix)
+        if ksp.getType() in _RESIDUAL_NORM_METHODS and norm_is_free:
+            ksp.setNormType(PETSc.KSP.NormType.UNPRECONDITIONED)
+        if self._keep_history:
+            ksp.setConvergenceHistory(reset=True)
+        return ksp
+
     def _inserted(self) -> Any:
         return inserted(self._options, self._prefix)
 
@@ -231,6 +255,10 @@ class KSPState:
             done.note = "factor kept" if self._is_direct else "preconditioner kept"
             return
         self._version = None
+        if self._is_spoilt:  # what a preconditioner keeps of a matrix it failed on may be NaN
+            self.ksp.destroy()
+            self.ksp = self._new_ksp(system)
+            self._is_spoilt = False
         self.ksp.setOperators(system.A)
         try:
             with self._inserted():

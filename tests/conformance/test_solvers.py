@@ -22,6 +22,7 @@ from linear_systems import (
     smooth_field,
 )
 
+from simlab.core.comm import self_comm
 from simlab.core.config import as_table
 from simlab.core.errors import ConfigError, ConvergenceError
 from simlab.core.reports import Reason
@@ -146,6 +147,42 @@ def test_zero_matrix_is_an_honest_failure(solver):
     result, state = solve_one(solver, system)
     assert not result.report.converged
     state.destroy()
+
+
+def test_the_state_recovers_from_a_zero_matrix(solver):
+    system = grid_system((19, 23))
+    values = system.A.getValuesCSR()[2].copy()
+    state = solver.init(system)
+    expected = (True, False, True, True)
+    for is_sound, scale in zip(expected, (1.0, 0.0, 1.5, 2.0), strict=True):
+        rows, columns, _ = system.A.getValuesCSR()
+        system.A.setValuesCSR(rows, columns, scale * values)
+        system.A.assemble()
+        result, state = solver.solve(system, state)
+        assert result.report.converged is is_sound
+    state.destroy()
+
+
+@pytest.mark.parametrize("shape", [(9, 23), (19, 24)])
+def test_a_system_of_another_size_is_refused_and_changes_nothing(solver, shape):
+    system = grid_system((19, 23))
+    state = solver.init(system)
+    solver.solve(system, state)
+    with pytest.raises(ConfigError, match="437 unknowns"):
+        solver.solve(grid_system(shape), state)
+    assert solver.solve(system, state)[0].report.converged
+    state.destroy()
+
+
+def test_a_matrix_that_is_not_square_is_refused():
+    A = PETSc.Mat().createAIJ((6, 4), nnz=4, comm=self_comm())
+    for row in range(6):
+        A.setValue(row, row % 4, 1.0)
+    A.assemble()
+    system = LinearSystem(A, A.createVecLeft())
+    solver = solvers.build({"kind": "gmres_ilu"})
+    with pytest.raises(ConfigError, match="6 x 4"):
+        solver.solve(system, solver.init(system))
 
 
 def test_changed_matrix_is_noticed(solver):

@@ -9,7 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from linear_systems import convection_system, diffusion, grid_system, refill, smooth_field
+from linear_systems import (
+    convection_system,
+    diffusion,
+    grid_system,
+    petsc_matrix,
+    petsc_vector,
+    refill,
+    smooth_field,
+)
 
 from simlab.core.comm import self_comm
 from simlab.core.errors import ConfigError
@@ -20,6 +28,7 @@ from simlab.linalg.advisor import Auto, AutoState, adopt, candidates, chosen
 from simlab.linalg.deflated_cg import DeflatedCG
 from simlab.linalg.gcrodr import GCRODR
 from simlab.linalg.krylov import CGICC, Krylov
+from simlab.linalg.system import LinearSystem, Traits
 from simlab.problems.family import families
 
 
@@ -69,6 +78,20 @@ def test_a_static_space_competes_when_systems_are_known_to_be_many():
     ):
         assert static(system, 0) == static(system, 20) == []
         assert static(system, 5_000) == [kind]
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 5), (9, 11), (24, 25)])
+def test_nothing_is_factored_where_a_null_space_is_attached(shape):
+    A = petsc_matrix(diffusion(smooth_field(shape), "neumann"))
+    A.setNullSpace(PETSc.NullSpace().create(constant=True, comm=self_comm()))
+    values = np.random.default_rng(317).standard_normal(A.getSize()[0])
+    system = LinearSystem(
+        A, petsc_vector(A, values - values.mean()), Traits(spd=True, symmetric=True)
+    )
+    assert "direct" not in kinds(system)
+    results, state = walk(Auto(), system, 2)
+    assert all(report.converged for report, _ in results)
+    state.destroy()
 
 
 def test_no_entries_leave_what_multiplies():

@@ -147,3 +147,7 @@ def test_it_refuses_what_it_cannot_do():
     )
     with pytest.raises(ConfigError, match="437 unknowns"):
         Fast().init(wrong)
+    cell = grid_system((1, 1))
+    assert not Fast().suits(cell)
+    with pytest.raises(ConfigError, match="one cell"):
+        Fast().init(cell)

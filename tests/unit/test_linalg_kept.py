@@ -170,7 +170,10 @@ def events(name: str) -> int:
 
 @pytest.mark.parametrize(("kind", "package"), [("CholFctr", "cholmod"), ("LUFactor", "umfpack")])
 def test_the_symbolic_factorisation_is_done_once_for_one_pattern(kind, package):
-    PETSc.Log.begin()
+    if not PETSc.Log.isActive():
+        PETSc.Log.begin()
+    stage = PETSc.Log.Stage(f"count {kind}")  # a PETSc error elsewhere spoils its stage's counts
+    stage.push()
     table = {"kind": "darcy", "cells": 24}
     if kind == "LUFactor":
         table = {"kind": "convection_diffusion", "cells": 24, "dim": 2}
@@ -184,6 +187,7 @@ def test_the_symbolic_factorisation_is_done_once_for_one_pattern(kind, package):
         state = state or solver.init(system)
         assert solver.solve(system, state)[0].report.converged
     after = [events(name) for name in names]
+    stage.pop()
     assert [b - a for a, b in zip(before, after, strict=True)] == [1, 5]
     state.destroy()
     workspace.destroy()
