@@ -289,6 +289,27 @@ class RunDirectory:
             yield
 
     @contextmanager
+    def alone(self, name: str, otherwise: str) -> Iterator[None]:
+        """Be the only process that does something; the kernel forgets one that was killed.
+
+        Raises
+        ------
+        ConfigError
+            Saying ``otherwise`` when another one is at it, and when the directory cannot be
+            written to.
+        """
+        try:
+            lock = (self.path / f".{name}{_LOCK}").open("a")
+        except OSError as error:
+            raise ConfigError(f"cannot write to {self.path}: {error.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(otherwise) from None
+            yield
+
+    @contextmanager
     def phase(self, name: str) -> Iterator[dict[str, Any]]:
         """Time one phase and keep its state.
 

@@ -21,7 +21,6 @@ is started, whatever is left of an earlier start of it is killed: there are neve
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -324,18 +323,11 @@ def supervising(run: RunDirectory) -> Iterator[None]:
     ConfigError
         When another one is alive, or the directory cannot be written to.
     """
-    try:
-        lock = (run.path / _LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(f"cannot write to {run.path}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run.path} is supervised by another `simlab run` already; Ctrl-C there, or "
-                f"`touch {run.path / 'STOP'}`, ends it"
-            ) from None
+    words = (
+        f"{run.path} is supervised by another `simlab run` already; Ctrl-C there, or "
+        f"`touch {run.path / 'STOP'}`, ends it"
+    )
+    with run.alone("supervisor", words):
         yield
 
 

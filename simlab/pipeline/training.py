@@ -52,14 +52,20 @@ def train_run(
     ------
     ConfigError
         When a model or checkpoint is there and neither ``resume`` nor ``fresh`` was asked for, or
-        one that was trained by other settings.
+        one that was trained by other settings, and when another process trains in this run.
     """
+    busy = f"another process is training in {run.path} already: wait for it, or end it"
+    with run.alone("trainer", busy):
+        _settle(case, run, resume, fresh)
+        _train(case, run, solver_ranks, resume)
+
+
+def _train(case: Case, run: RunDirectory, solver_ranks: int, resume: bool) -> None:
     from simlab.learn.stream import FollowedStream
     from simlab.learn.trainer import Trainer, shown_by
     from simlab.pipeline.companions import training_ranks
 
     assert case.train is not None
-    _settle(case, run, resume, fresh)
     with interrupts(_say_stopping) as received, run.phase("train") as facts:
         heart = Heart(run, "trainer")
 

@@ -17,6 +17,7 @@ from simlab.pipeline import online
 from simlab.pipeline.case import load_case
 from simlab.pipeline.processes import heirs
 from simlab.pipeline.supervisor import Side, refuse_if_supervised, supervising
+from simlab.pipeline.training import train_run
 
 HOPELESS = ["--set", "solver.max_iterations=2", "--set", "campaign.max_failures=3"]
 SLEEPER = "import time; time.sleep(600)"
@@ -160,6 +161,11 @@ def test_a_training_that_is_refused_changes_nothing(tmp_path) -> None:
     run = RunDirectory.start(out, load_case(case).tables(), resume=False)
     run.model.mkdir()
     before = run.manifest()
+    other = load_case(case, ["train.batch=7"])
+    with pytest.raises(ConfigError, match="holds a training already"):
+        train_run(other, run)
+    with run.alone("trainer", ""), pytest.raises(ConfigError, match="another process is training"):
+        train_run(other, run, resume=True)
     done = simlab("train", case, "--out", out, "--resume", "--set", "train.batch=7")
     assert done.returncode == 2
     assert "train.batch: 8 -> 7: changed since the training began" in done.stderr
