@@ -50,9 +50,9 @@ class TrainSettings:
     arrivals : str, optional
         For replay: all other settings must be those of the training that left the file.
     fresh : int
-        New items for every batch, while there are any to come: live training waits for them,
-        deterministic training takes so many and no more. 0: live training does not wait,
-        deterministic training takes as many as a batch has rows.
+        New items for every batch, while there are any to come: live training waits for them, as
+        long as the buffer has room; deterministic training takes so many and no more. 0: live
+        training does not wait, deterministic training takes as many as a batch has rows.
     max_repeats : float
         While samples still arrive, training waits rather than draw each of those that are there
         more often than this on average.
