@@ -149,7 +149,8 @@ class MemoryStream:
     Parameters
     ----------
     trajectories : sequence of Trajectory
-        All are held in memory; larger data are followed from their store.
+        All are held in memory; larger data are followed from their store. Known by the index of
+        their sample; where two have the same one, as of several campaigns, by their place.
     schema : Schema
     seed : int
         The order depends on it and on the number of the pass.
@@ -160,7 +161,10 @@ class MemoryStream:
         self._encoding = Encoding(schema)
         self._trajectories = trajectories
         self._conditions = [self._encoding.condition(t.sample) for t in trajectories]
-        self._index = {t.sample.index: place for place, t in enumerate(trajectories)}
+        self._names = [t.sample.index for t in trajectories]
+        if len(set(self._names)) < len(self._names):
+            self._names = list(range(len(self._names)))
+        self._index = {name: place for place, name in enumerate(self._names)}
         self.finished = sorted(self._index)
         self._seed, self._pass, self._position = seed, 0, 0
         self._shuffle()
@@ -177,7 +181,7 @@ class MemoryStream:
         for index, step in zip(*np.divmod(picks, self._encoding.n_times), strict=True):
             trajectory = self._trajectories[index]
             row = self._encoding.step(trajectory, self._conditions[index], int(step))
-            items.append(Item(trajectory.sample.index, int(step), row))
+            items.append(Item(self._names[index], int(step), row))
         return items
 
     @property
@@ -196,7 +200,7 @@ class MemoryStream:
         self._shuffle()
 
     def ids(self) -> np.ndarray:
-        """Return the sample indices, sorted."""
+        """Return the names of all trajectories, sorted."""
         return np.array(self.finished, dtype=np.int64)
 
     def is_over(self, traj: int) -> bool:
@@ -213,8 +217,8 @@ class MemoryStream:
         return True
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
-        """Return the statistics of the first ``n`` trajectories by sample index."""
-        first = sorted(self._trajectories, key=lambda t: t.sample.index)[:n]
+        """Return the statistics of the first ``n`` trajectories by name."""
+        first = [self._trajectories[self._index[name]] for name in self.finished[:n]]
         parts = [Statistics.of(self._encoding, self._encoding.rows(t)) for t in first]
         return Statistics.merged(parts) if parts else None
 

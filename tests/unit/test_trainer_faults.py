@@ -4,6 +4,7 @@ import json
 import resource
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +139,20 @@ def test_finished_trajectories_take_no_room_in_a_stream_of_windows():
     again = PairedStream(memory(), ahead=2)
     again.load_state_dict(state)
     assert again.poll(64) == []
+
+
+def test_trajectories_of_two_campaigns_are_not_taken_for_one():
+    """Both begin with index 0; a window with steps of both would teach what no solver did."""
+    data = [replace(t, outputs={"u": t.outputs["u"] * 0 + k}) for k in (1, 2) for t in DATA[:3]]
+    stream = PairedStream(memory(data))
+    windows = []
+    while not stream.is_exhausted:
+        windows += stream.poll(64)
+    assert len(windows) == 2 * 3 * (10 - 1)
+    for window in windows:
+        now, _, later = np.split(window.row[-9:], [4, 5])  # with the time between
+        assert set(now) == set(later)
+        np.testing.assert_array_equal(stream.row(window.traj, window.step), window.row)
 
 
 def test_large_grids_are_evaluated_few_at_a_time(monkeypatch):
