@@ -90,9 +90,7 @@ def test_weights_are_those_of_what_is_learned_from(tmp_path):
     breeder.add(generation)
     ids = [*range(6), *range(100, 110)]
     w = trained.weights(items(ids))
-    shares = np.array([6 + 0.99 * 40, 10])
-    points = np.concatenate([breeder.draw(ids[:6], 0), breeder.draw(ids[6:], 1)])
-    q = breeder.density(points, shares / shares.sum())
+    q = np.concatenate([np.ones(6), breeder.density(breeder.draw(ids[6:], 1), 1)])
     np.testing.assert_allclose(w, (1 / q) / (1 / q).mean(), rtol=1e-12)
     assert trained.report()["ess"] == pytest.approx(
         np.mean([1.0, w.sum() ** 2 / (len(w) * (w**2).sum())])
