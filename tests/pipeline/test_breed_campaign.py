@@ -113,11 +113,12 @@ def test_a_killed_campaign_draws_the_same_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_draws_where_its_training_finds_it_hard(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_draws_where_its_training_finds_it_hard(tmp_path, ranks):
     # long enough a campaign for a training that begins when torch has been loaded
     case, run = write_case(tmp_path / "case.toml", n=400, steps=60), tmp_path / "run"
     words = ["campaign.sampler.period=10", "train.n_batches=1500", "train.pilot=2"]
-    words += ["family.cells=24", "train.validate_every=1000"]
+    words += ["family.cells=24", "train.validate_every=1000", f"train.ranks={ranks}"]
     options = [item for word in words for item in ("--set", word)]
     done = simlab("run", case, "--out", run, "-n", "1", *options, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
