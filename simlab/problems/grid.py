@@ -144,8 +144,8 @@ class CellWorkspace:
         SchemaError
             When ``a`` has another shape or is not positive everywhere.
         """
-        if np.shape(a) not in ((), self.shape):
-            raise SchemaError(f"coefficient of shape {np.shape(a)} on a grid of {self.shape} cells")
+        if np.ndim(a):
+            a = self.field("coefficient", a)
         given = [np.asarray(item, dtype=float) for item in (a, reaction, *velocity)]
         if len(given) == len(self._given) and all(map(np.array_equal, given, self._given)):
             return
@@ -168,10 +168,25 @@ class CellWorkspace:
             self.A.assemble()
 
     def load(self, source: np.ndarray | float) -> None:
-        """Fill ``b`` with the cells' integrals of a source: a global array, or one number."""
+        """Fill ``b`` with the cells' integrals of a source: a global array, or one number.
+
+        Raises
+        ------
+        SchemaError
+            For an array of another shape, or of complex numbers.
+        """
+        local = self.field("source", source)[self.own] if np.ndim(source) else source
         with self.b as b:
-            local = source[self.own] if isinstance(source, np.ndarray) else source
             np.multiply(local, self.volume, out=b.reshape(self.local_shape))
+
+    def field(self, name: str, values: np.ndarray | float) -> np.ndarray:
+        """Return a global field in doubles, or raise SchemaError unless it is one number a cell."""
+        given = np.asarray(values)
+        if given.shape != self.shape:
+            raise SchemaError(f"{name} of shape {given.shape} on a grid of {self.shape} cells")
+        if np.iscomplexobj(given):
+            raise SchemaError(f"{name} of {given.dtype} numbers; simlab computes with real ones")
+        return given.astype(float, copy=False)
 
     def gather(self, x: PETSc.Vec) -> np.ndarray | None:
         """Return a copy of a field in natural order on the root, None elsewhere. Collective."""

@@ -100,7 +100,7 @@ class Helmholtz(SteadyOnCells):
         previous: PETSc.Vec | None = None,
     ) -> LinearSystem:
         """Fill matrix and right-hand side. Collective."""
-        state.assemble(1.0, reaction=-(mu.fields["k"] ** 2))
+        state.assemble(1.0, reaction=-(state.field("wavenumber k", mu.fields["k"]) ** 2))
         state.load(mu.fields.get("f", self._source))
         return LinearSystem(state.A, state.b, self.traits, mu, mu.index)
 

@@ -211,7 +211,7 @@ class ReactionDiffusion:
         """
         cells, at = state.cells, (mu.seed, mu.index, step)
         if previous is None:
-            u = mu.fields["u0"][cells.own]
+            u = cells.field("initial activator u0", mu.fields["u0"])[cells.own]
             state.v[...] = 0.0
         else:
             u = previous.getArray(readonly=True).reshape(cells.local_shape)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from annotated_types import Ge
 
+from simlab.core.errors import SchemaError
 from simlab.core.samples import Sample
 from simlab.linalg import petsc as PETSc
 from simlab.linalg.system import LinearSystem, Traits
@@ -117,7 +118,7 @@ class _Rows:
         r, c = np.divmod(row, side)
         column = np.stack([row - side, row - 1, row, row + 1, row + side], axis=1)
         inside = np.stack([r > 0, c > 0, r >= 0, c < side - 1, r < side - 1], axis=1)
-        wide = side + 2
+        self._wide = wide = side + 2
         source = (r[:, None] + 1) * wide + c[:, None] + 1 + np.array([-wide, -1, 0, 1, wide])
         if slip:  # the row above is read two places too early
             r, c = np.divmod(row - 2, side)
@@ -138,11 +139,15 @@ class _Rows:
         """Fill the matrix when something changed. Collective."""
         if self._given and shift == self._given[1] and np.array_equal(w, self._given[0]):
             return
-        self._given = w.copy(), shift
+        if w.shape != (self._wide,) * 2 or np.iscomplexobj(w):
+            raise SchemaError(
+                f"w of {w.dtype} numbers, shape {w.shape}; expected real ones, {self._wide} a side"
+            )
         np.multiply(w.ravel()[self._source], self._factor, out=self._values)
         self._values[self._diagonal] -= shift
         self.A.setValuesCSR(self._rows, self._columns, self._values)
         self.A.assemble()
+        self._given = w.copy(), shift
 
     def destroy(self) -> None:
         """Free PETSc objects. Collective."""

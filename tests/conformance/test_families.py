@@ -6,6 +6,7 @@ A new family is tested by existing; all it has to add is one small table to ``SM
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from simlab.core.comm import self_comm
 from simlab.core.config import as_table
-from simlab.core.errors import ConfigError
+from simlab.core.errors import ConfigError, SchemaError
 from simlab.core.reports import Reason, SolveReport
 from simlab.linalg import petsc as PETSc
 from simlab.linalg.system import SolveResult
@@ -274,6 +275,33 @@ def test_assembling_again_gives_the_same_bits(family, workspace):
     np.testing.assert_array_equal(dense(anew.A), A)
     np.testing.assert_array_equal(anew.b.getArray(), b)
     fresh.destroy()
+
+
+@with_systems
+def test_fields_of_another_shape_or_type_are_refused_every_time(family, workspace):
+    mu = family.space.sample(1, SEED)[0]
+    before = dense(family.assemble(mu, workspace).A)
+    for name in mu.fields.keys() - {"inside"}:  # the mask of unstructured meshes is not an input
+        values = mu.fields[name]
+        for wrong in (np.ones(np.add(values.shape, 1)), values.ravel(), values + 0.5j):
+            changed = replace(mu, fields={**mu.fields, name: wrong})
+            for _ in range(2):
+                with pytest.raises(SchemaError, match=r"shape|real"):
+                    family.assemble(changed, workspace)
+    assert np.array_equal(before, dense(family.assemble(mu, workspace).A))
+
+
+@with_systems
+def test_how_a_field_lies_in_memory_does_not_matter(family, workspace):
+    mu = family.space.sample(1, SEED)[0]
+    system = family.assemble(mu, workspace)
+    before = dense(system.A), system.b.getArray().copy()
+    other = family.setup(self_comm())
+    turned = {name: np.asfortranarray(values) for name, values in mu.fields.items()}
+    system = family.assemble(replace(mu, fields=turned), other)
+    assert np.array_equal(before[0], dense(system.A))
+    assert np.array_equal(before[1], system.b.getArray())
+    other.destroy()
 
 
 @with_systems
