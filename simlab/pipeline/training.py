@@ -26,6 +26,8 @@ from simlab.store.stream import ENDPOINT
 
 if TYPE_CHECKING:
     from simlab.learn.ranks import Ranks
+    from simlab.learn.stream import FollowedStream
+    from simlab.learn.trainer import Trainer
 
 __all__ = ["evaluate_run", "report_run", "train_beside", "train_run"]
 
@@ -61,8 +63,7 @@ def train_run(
 
 
 def _train(case: Case, run: RunDirectory, solver_ranks: int, resume: bool) -> None:
-    from simlab.learn.stream import FollowedStream
-    from simlab.learn.trainer import Trainer, shown_by
+    from simlab.learn.trainer import shown_by
     from simlab.pipeline.companions import training_ranks
 
     assert case.train is not None
@@ -80,19 +81,9 @@ def _train(case: Case, run: RunDirectory, solver_ranks: int, resume: bool) -> No
             return
         progress = Progress("training", case.train.n_batches, unit="batch")
         _warn_of_order(case, run)
-        stream = FollowedStream(channel)
+        observers = (run.log_metric, shown_by(progress))
         with training_ranks(run, case.train.ranks, solver_ranks, resume) as ranks:
-            trainer = Trainer(
-                case.train,
-                channel.schema,
-                run.model,
-                observers=(run.log_metric, shown_by(progress)),
-                solver_ranks=solver_ranks,
-                ranks=ranks,
-                active=active_sampling(case, run, channel),
-            )
-            if resume:
-                trainer.resume(stream)
+            trainer, stream = _begun(case, run, channel, ranks, solver_ranks, resume, observers)
             with progress:
                 trainer.run(stream, validation, stop)
         facts |= {
@@ -105,25 +96,40 @@ def _train(case: Case, run: RunDirectory, solver_ranks: int, resume: bool) -> No
 
 def train_beside(run: RunDirectory, ranks: Ranks, solver_ranks: int, resume: bool) -> None:
     """Train as a further rank of :func:`train_run`, which says when to stop."""
+    case = build(Case, run.manifest()["case"])
+    channel = _wait_for_channel(case, run, lambda: False)
+    assert channel is not None
+    trainer, stream = _begun(case, run, channel, ranks, solver_ranks, resume)
+    trainer.run(stream)
+
+
+def _begun(
+    case: Case,
+    run: RunDirectory,
+    channel: Channel,
+    ranks: Ranks,
+    solver_ranks: int,
+    resume: bool,
+    observers: Sequence[Callable[..., Any]] = (),
+) -> tuple[Trainer, FollowedStream]:
+    """Return one rank's trainer and its stream, with ``resume`` at the newest checkpoint."""
     from simlab.learn.stream import FollowedStream
     from simlab.learn.trainer import Trainer
 
-    case = build(Case, run.manifest()["case"])
-    channel = _wait_for_channel(case, run, lambda: False)
     assert case.train is not None
-    assert channel is not None
     stream = FollowedStream(channel)
     trainer = Trainer(
         case.train,
         channel.schema,
         run.model,
+        observers=observers,
         solver_ranks=solver_ranks,
         ranks=ranks,
         active=active_sampling(case, run, channel),
     )
     if resume:
         trainer.resume(stream)
-    trainer.run(stream)
+    return trainer, stream
 
 
 def evaluate_run(run: RunDirectory) -> Evaluation:
