@@ -108,6 +108,7 @@ class Side:
         self._n_idle = 0  # deaths running without progress
         self._is_progressing = False
         self._hung = ""  # why it was killed for it
+        self._was_ended = False  # by this supervisor
         self._pulse = Pulse(
             run,
             name,
@@ -152,7 +153,7 @@ class Side:
                 start_new_session=True,  # Ctrl-C reaches the supervisor only
             )
         self._mark = ProcessMark.of(self._process.pid)
-        self._due, self._is_progressing = None, False
+        self._due, self._is_progressing, self._was_ended = None, False, False
         entry = {
             "pid": self._mark.pid,
             "ticks": self._mark.ticks,
@@ -173,14 +174,15 @@ class Side:
             return
         if self._due is not None:
             if stopping:
-                self._run.update(**{self.section: {"state": "stopped"}})
-                self.has_ended, self._due = True, None
+                self._stop()
             elif time.monotonic() >= self._due:
                 self._start()
         elif not self._is_running():
             self.code = self._exit_code()
             if self.code in _WELL and not self._is_unfinished():
                 self.has_ended = True
+            elif stopping and self._was_ended:
+                self._stop()
             else:
                 self._die(stopping)
         elif not (stopping or self.serves or self._hung):
@@ -188,6 +190,11 @@ class Side:
             if self._hung:
                 log.warning("the %s: %s, so killed as hung", self.name, self._hung)
                 self.kill()
+
+    def _stop(self) -> None:
+        """Take the end of this side for that of a run that was asked to stop."""
+        self._run.update(**{self.section: {"state": "stopped"}})
+        self.has_ended, self._due = True, None
 
     def _is_running(self) -> bool:
         if self._process is not None:
@@ -302,16 +309,21 @@ class Side:
 
     def terminate(self) -> None:
         """Ask the process to end now."""
-        if not self.has_ended and self._due is None and self._is_running():
-            with suppress(ProcessLookupError):
-                os.killpg(self._mark.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the process and all it has started."""
-        if not self.has_ended and self._due is None and self._is_running():
-            with suppress(ProcessLookupError):
-                os.killpg(self._mark.pid, signal.SIGKILL)
+        if self._signal(signal.SIGKILL):
             end_heirs(_VARIABLE, self._label)
+
+    def _signal(self, number: signal.Signals) -> bool:
+        """Send a signal to the process and all it has started; return whether it was there."""
+        if self.has_ended or self._due is not None or not self._is_running():
+            return False
+        self._was_ended = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._mark.pid, number)
+        return True
 
 
 @contextmanager

@@ -68,6 +68,18 @@ def test_what_simlab_run_keeps_at_work_is_left_alone(tmp_path) -> None:
     assert run.manifest()["processes"].keys() == {"solvers", "trainer"}
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_side_that_is_ended_at_once_counts_as_stopped(run, is_asked) -> None:
+    """By its own supervisor, that is: another end while stopping is a failure."""
+    one = sleeping(run, "solvers", "campaign")
+    one.begin()
+    one.terminate() if is_asked else os.kill(run.manifest()["processes"]["solvers"]["pid"], 9)
+    while not one.has_ended:
+        one.look(stopping=True)
+    assert run.manifest()["state"] == ("stopped" if is_asked else "running")
+    assert ("SIGKILL while stopping" in one.failure) != is_asked
+
+
 def test_another_name_of_a_directory_is_the_same_run(run) -> None:
     one = sleeping(run, "solvers", "campaign")
     with supervising(run):
