@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simlab.core.errors import StoreError
+from simlab.core.errors import SchemaError, StoreError
 from simlab.core.samples import Trajectory, generator
 from simlab.learn.encoding import Encoding, Statistics
 from simlab.learn.lookup import StoreSteps
@@ -154,11 +154,22 @@ class MemoryStream:
     schema : Schema
     seed : int
         The order depends on it and on the number of the pass.
+
+    Raises
+    ------
+    SchemaError
+        When a trajectory is shorter or longer than the schema says.
     """
 
     def __init__(self, trajectories: Sequence[Trajectory], schema: Schema, seed: int) -> None:
         self.schema = schema
         self._encoding = Encoding(schema)
+        for t in trajectories:
+            if len(t.times) != self._encoding.n_times:
+                raise SchemaError(
+                    f"trajectory {t.sample.index} has {len(t.times)} times, those of "
+                    f"{schema.name!r} have {self._encoding.n_times}"
+                )
         self._trajectories = trajectories
         self._conditions = [self._encoding.condition(t.sample) for t in trajectories]
         self._names = [t.sample.index for t in trajectories]

@@ -12,7 +12,7 @@ import torch
 from learn_helpers import bare_schema, field_schema, trajectories
 
 from simlab.core.config import build
-from simlab.core.errors import ConfigError, StoreError
+from simlab.core.errors import ConfigError, SchemaError, StoreError
 from simlab.core.samples import Sample
 from simlab.learn import checkpoints
 from simlab.learn.model import Model
@@ -153,6 +153,13 @@ def test_trajectories_of_two_campaigns_are_not_taken_for_one():
         now, _, later = np.split(window.row[-9:], [4, 5])  # with the time between
         assert set(now) == set(later)
         np.testing.assert_array_equal(stream.row(window.traj, window.step), window.row)
+
+
+@pytest.mark.parametrize("n", [9, 11])
+def test_a_trajectory_of_another_length_is_refused(n):
+    odd = trajectories(bare_schema(n), 5)[4]
+    with pytest.raises(SchemaError, match=f"trajectory 4 has {n} times, those of 'line' have 10"):
+        memory([*DATA[:4], odd])
 
 
 def test_large_grids_are_evaluated_few_at_a_time(monkeypatch):
