@@ -11,6 +11,7 @@ A solver is a value, and what it learned is another value. Symbols: A x = b; rel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -32,6 +33,10 @@ __all__ = [
     "Traits",
     "solvers",
 ]
+
+
+_NUMBER = "simlab number"
+_numbers = count(1)
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,16 @@ class LinearSystem:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Identity and value counter of the matrix: equal versions, not an entry changed."""
-        return self.A.handle, self.A.stateGet()
+        """Number and value counter of the matrix: equal versions, not an entry changed.
+
+        The number is given here and stays with the matrix: a new one may get the memory of one
+        that was destroyed, and on some ranks only.
+        """
+        number = self.A.getAttr(_NUMBER)
+        if number is None:
+            number = next(_numbers)
+            self.A.setAttr(_NUMBER, number)
+        return number, self.A.stateGet()
 
     def residual(self, x: PETSc.Vec) -> float:
         """Return ``||b - A x|| / ||b||`` (``||A x||`` when b = 0). Collective."""

@@ -213,6 +213,21 @@ def test_unchanged_matrix_keeps_factor_or_preconditioner(solver):
     state.destroy()
 
 
+def test_new_matrices_are_new_wherever_they_lie(solver):
+    """A matrix may get the memory of one that was destroyed, its value counter is the same then."""
+    state, versions = None, []
+    for seed in range(821, 829):
+        system = grid_system((19, 23), seed=seed)
+        state = state or solver.init(system)
+        result, state = solver.solve(system, state)
+        assert result.report.converged
+        assert "kept" not in result.report.note
+        versions.append(system.version)
+        system.A.destroy()
+    assert len(set(versions)) == len(versions)
+    state.destroy()
+
+
 def test_two_states_are_independent(solver):
     first, second = grid_system((19, 23), seed=31), grid_system((9, 25), seed=32)
     states = [solver.init(first), solver.init(second)]
