@@ -130,9 +130,10 @@ def generate(
     verbose: Verbose = False,
 ) -> int:
     """Solve the case's samples into a store. Under mpirun, groups of ranks work side by side."""
-    resolved, directory = _resolve(case, out, set_, smoke)
-    part = _shard(shard)
     world = comm.world()
+    with agreement(world):  # else a rank that is quicker ends the job before this is said
+        resolved, directory = _resolve(case, out, set_, smoke)
+        part = _shard(shard)
     configure_logging(world.rank, directory, verbose)
     with agreement(world):
         _check(resolved, world.size, directory)

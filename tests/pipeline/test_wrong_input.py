@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from commands import CASES, simlab
+from test_campaign import scripted
 
 DARCY = '[family]\nkind = "darcy"\ncells = 8\n[campaign]\nn = 4\n'
 OWN = DARCY.replace("[campaign]", 'fields = {{ file = "{file}", dataset = "a" }}\n[campaign]')
@@ -66,8 +67,11 @@ def test_a_mesh_without_the_named_group_is_one_line(tmp_path) -> None:
 def test_every_rank_ends_when_the_case_is_wrong(tmp_path) -> None:
     path = tmp_path / "case.toml"
     path.write_text(DARCY.replace("cells", "cels"))
+    script = tmp_path / "late.py"  # rank 0 speaks for all, also when it is the last
+    late = "import os, time; time.sleep(2 * (os.environ['OMPI_COMM_WORLD_RANK'] == '0'))"
+    script.write_text(f"{late}\nfrom simlab.cli import main\nmain()\n")
     begun = time.monotonic()
-    done = simlab("generate", path, "--out", tmp_path / "run", ranks=2)
+    done = scripted(script, path, tmp_path / "run", ranks=2)
     assert done.returncode == 2
     assert time.monotonic() - begun < 30
     assert done.stderr.count("error: ") == 1
