@@ -33,7 +33,7 @@ import numpy as np
 from simlab.core import environment
 from simlab.core.comm import agree, agreement
 from simlab.core.config import differences
-from simlab.core.errors import ConfigError, SchemaError
+from simlab.core.errors import ConfigError, SchemaError, StoreError
 from simlab.core.reports import Provenance
 from simlab.core.samples import Sample
 from simlab.store.partial import Partial, find_partial
@@ -260,6 +260,8 @@ class Client:
                 raise SchemaError(
                     f"step {step}: fields {', '.join(fields)} sent, {', '.join(specs)} declared"
                 )
+            if any(np.iscomplexobj(values) for values in fields.values()):
+                raise SchemaError(f"step {step}: send real and imaginary part as two fields")
         if step < self.resume_step:
             return
         parts = [_own_part(fields[key], self._layouts.get(key)) for key in specs]
@@ -380,10 +382,15 @@ class Client:
             self._seal()
 
     def _seal(self) -> None:
-        """Turn the segments of all clients into shards once the last trajectory has ended."""
+        """Turn the segments of clients into shards, all of them after the last trajectory."""
         assert self._store is not None
-        if self._store.is_complete():
-            self._store.seal(final=True)
+        is_complete = self._store.is_complete()
+        try:
+            self._store.seal(final=is_complete)
+        except StoreError as error:
+            if is_complete:
+                raise
+            log.warning("nothing was sealed, which the next client tries again: %s", error)
 
     def _gathered(self, part: np.ndarray) -> np.ndarray | None:
         """Return the parts of all ranks in a row, on the root."""

@@ -155,7 +155,7 @@ class StoreSteps:
         try:
             size, schema = os.fstat(fd).st_size, self._store.schema
             at = offsets[step + 1]
-            group = next(iter(scan(fd, at, size, "keep")), None)
+            group = next(iter(scan(fd, at, size, "keep", self._store.step_bytes)), None)
             if group is None:
                 return None
             fields = {
@@ -169,7 +169,7 @@ class StoreSteps:
 
     def _sample(self, fd: int, at: int, size: int) -> Sample:
         schema = self._store.schema
-        group = next(iter(scan(fd, at, size, "keep")))
+        group = next(iter(scan(fd, at, size, "keep", self._store.step_bytes)))
         body = group.commit.json()
         fields = {
             spec.name: record.values().reshape(schema.field_shape(spec)).astype(np.float64)

@@ -10,7 +10,6 @@ acknowledgement there is.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from simlab.core.errors import StoreError
 from simlab.store.events import Begin, End, Event, StepRecord, as_event, as_records
 from simlab.store.inflight import segment_names
 from simlab.store.manifest import Shard
-from simlab.store.records import Group, Kind, Record, scan, step_bytes
+from simlab.store.records import Group, Kind, Record, scan
 from simlab.store.schema import Schema
 from simlab.store.shards import field_path
 
@@ -216,7 +215,6 @@ class _Walk(Generic[T]):
         self._store = store
         self._form = form
         self._at_most = at_most
-        self._step_bytes = _step_bytes(store)
         self._directory = store.path / "inflight"
         self._manifest = dict(position.manifest)
         self._segments = dict(position.segments)
@@ -244,8 +242,9 @@ class _Walk(Generic[T]):
                     yield self._form.sealed(event)
                 self._manifest[file] = offset
         live = [name for name in names if name not in catalogue.retired and self._has_news(name)]
-        n_steps = min(self._at_most, -(-self._form.n_bytes // self._step_bytes))
-        share = -(-n_steps // max(len(live), 1)) * self._step_bytes + _BESIDES
+        step_bytes = self._store.step_bytes
+        n_steps = min(self._at_most, -(-self._form.n_bytes // step_bytes))
+        share = -(-n_steps // max(len(live), 1)) * step_bytes + _BESIDES
         walks = [self._live(name, share) for name in live]
         shift = self._turn % len(walks) if walks else 0
         walks = walks[shift:] + walks[:shift]
@@ -359,12 +358,3 @@ class _Walk(Generic[T]):
     def _is_current(self, traj: int, attempt: int, segment: str) -> bool:
         state = self._open.get(traj)
         return state is not None and (state[0], state[2]) == (attempt, segment)
-
-
-def _step_bytes(store: SnapshotStore) -> int:
-    """Return the bytes of one step in a segment."""
-    schema, storage = store.schema, store.storage
-    return step_bytes(
-        storage.record_dtype(spec).itemsize * math.prod(schema.field_shape(spec))
-        for spec in schema.outputs
-    )

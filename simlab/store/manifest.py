@@ -17,6 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 class ManifestWriter:
-    """Appends lines to this process's own manifest file."""
+    """Appends lines to this process's own manifest file; to another one after a failure."""
 
     def __init__(self, directory: Path) -> None:
         self.id = files.process_id()
@@ -60,8 +61,11 @@ class ManifestWriter:
                 files.write_all(fd, [_line({"v": 1, **content})])
                 files.sync(fd)
             except OSError as error:
-                files.truncate(fd, size)
-                raise StoreError(f"{self._path}: cannot write ({error.strerror})") from error
+                # who read the line already, or finds half of it, does not look at this file again
+                failed, self._path = self._path, self._path.with_name(f"{files.process_id()}.jsonl")
+                with suppress(OSError):
+                    files.truncate(fd, size)
+                raise StoreError(f"{failed}: cannot write ({error.strerror})") from error
             if is_new:
                 files.sync_directory(self._path.parent)
         finally:

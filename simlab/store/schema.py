@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,6 +13,19 @@ from simlab.core.errors import SchemaError
 from simlab.core.samples import Sample
 
 __all__ = ["Axis", "Boundary", "FieldSpec", "Mesh", "Resampling", "Schema"]
+
+
+_BoundaryKind = Literal["periodic", "wall", "open"]
+_ATTRIBUTES = {
+    "dataset_name",
+    "grid_type",
+    "n_spatial_dims",
+    "n_trajectories",
+    "simulation_parameters",
+    "resampled",
+    "Conventions",
+    "history",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class Boundary:
     """Boundary condition of both ends of an axis, in The Well's words."""
 
     axis: str
-    kind: Literal["periodic", "wall", "open"] = "wall"
+    kind: _BoundaryKind = "wall"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +150,11 @@ class Schema:
             raise SchemaError(
                 f"schema {self.name}: {', '.join(clash)} names both a field and a scalar"
             )
-        wrong = [name for name in (*taken, *(axis.name for axis in self.axes)) if "/" in name]
-        if wrong or any(axis.name == "time" for axis in self.axes):
-            raise SchemaError(
-                f"schema {self.name}: names hold no '/', and no axis is called 'time': "
-                f"{', '.join(wrong) or 'time'}"
-            )
         if not self.outputs:
             raise SchemaError(f"schema {self.name}: no output field")
+        faults = [*self._wrong_names(), *self._wrong_values()]
+        if faults:  # found now, not when all is computed and a shard is to be written
+            raise SchemaError(f"schema {self.name}: {'; '.join(faults)}")
         if self.mesh is None and any(spec.location == "vertex" for spec in self.fields):
             raise SchemaError(f"schema {self.name}: fields on vertices need a mesh")
         for spec in self.fields:
@@ -152,6 +162,42 @@ class Schema:
             self._check_after(spec)
         for name, source in self.initial.items():
             self._check_initial(name, source)
+
+    def _wrong_names(self) -> Iterator[str]:
+        axes = [axis.name for axis in self.axes]
+        names = [*(spec.name for spec in self.fields), *self.parameters, *self.constants, *axes]
+        for name in names:
+            if name in ("", ".") or "/" in name or "\0" in name:
+                yield f"{name!r}: a name is not empty or '.', and holds no '/' and no zero byte"
+        if "time" in axes or len(set(axes)) < len(axes):
+            yield f"axes {', '.join(axes)}: each has another name, and none is called 'time'"
+        for name in names:
+            if name.endswith(".delta") and name.removesuffix(".delta") in names:
+                yield f"{name!r}: statistics of a field's steps have that name"
+        for name in self.constants:
+            if name in _ATTRIBUTES or name.startswith("simlab_"):
+                yield f"constant {name!r}: shards have an attribute of that name"
+        for number, boundary in enumerate(self.boundaries):
+            if boundary.axis not in axes or boundary in self.boundaries[:number]:
+                yield f"boundary of {boundary.axis!r}: no such axis, or given twice"
+            if boundary.kind not in get_args(_BoundaryKind):
+                yield f"boundary {boundary.kind!r}: it is {', '.join(get_args(_BoundaryKind))}"
+
+    def _wrong_values(self) -> Iterator[str]:
+        numbers = {f"axis {axis.name!r}": axis.coordinates for axis in self.axes}
+        for what, values in {**numbers, "times": self.times}.items():
+            if not len(values) or not np.all(np.isfinite(values)):
+                yield f"{what}: at least one number, all of them finite"
+        for name, value in self.constants.items():
+            if not math.isfinite(value):
+                yield f"constant {name!r} is {value}"
+        for spec in self.fields:
+            if spec.order not in (0, 1, 2):
+                yield f"field {spec.name!r} is of order {spec.order}; 0, 1 and 2 are kept"
+            if spec.location == "grid" and not self.axes:
+                yield f"field {spec.name!r} is on a grid without axes"
+        if self.mesh is not None and not len(self.mesh.points):
+            yield "the mesh has no points"
 
     def _check_after(self, spec: FieldSpec) -> None:
         if spec.after is None:
@@ -237,6 +283,10 @@ class Schema:
         missing = [name for name in self.parameters if name not in sample.parameters]
         if missing:
             raise SchemaError(f"sample {sample.index}: no parameter {', '.join(missing)}")
+        for name in self.parameters:
+            if not math.isfinite(sample.parameters[name]):
+                value = sample.parameters[name]
+                raise SchemaError(f"sample {sample.index}: parameter {name!r} is {value}")
         for spec in self.inputs:
             self.check_field(spec, sample.fields.get(spec.name), f"sample {sample.index}")
 
@@ -255,10 +305,21 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; :meth:`from_json` gives the schema back."""
-        plain = {name: getattr(self, name) for name in ("name", "times", "parameters", "constants")}
-        plain |= {
-            name: [_plain(item) for item in getattr(self, name)]
-            for name in ("axes", "fields", "boundaries")
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "times": [float(time) for time in self.times],
+            "parameters": dict(self.parameters),
+            "constants": {name: float(value) for name, value in self.constants.items()},
+            "axes": [
+                {
+                    "name": axis.name,
+                    "coordinates": [float(place) for place in axis.coordinates],
+                    "units": axis.units,
+                }
+                for axis in self.axes
+            ],
+            "fields": [_plain(item) for item in self.fields],
+            "boundaries": [_plain(item) for item in self.boundaries],
         }
         if self.mesh is not None:
             plain["mesh"] = {
@@ -267,7 +328,7 @@ class Schema:
             }
         if self.initial:  # stores made before do not have it
             plain["initial"] = dict(self.initial)
-        return plain | {"times": list(self.times), "parameters": dict(self.parameters)}
+        return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Schema:
@@ -294,7 +355,7 @@ class Schema:
 
 
 def _plain(item: Any) -> dict[str, Any]:
-    """Return an axis, field or boundary as a table; schemas made before do not name resampling."""
+    """Return a field or boundary as a table; schemas made before do not name resampling."""
     return {name: value for name, value in asdict(item).items() if value is not None}
 
 

@@ -130,6 +130,10 @@ def seal(
     """
     made: list[str] = []
     wait = _WAIT_SECONDS if final else 0.0
+    if not final:
+        store.refresh()
+        if not any(_batches(store, final, writer, shard_bytes)):
+            return made
     with files.reported(store.path), _lock(store, wait=wait, shared=bool(writer)) as is_held:
         if not is_held:
             if final:
@@ -272,19 +276,26 @@ def _keep_head(store: SnapshotStore, path: Path, end: int) -> None:
 def _batches(
     store: SnapshotStore, final: bool, writer: str, shard_bytes: int
 ) -> Iterator[list[SegmentState]]:
-    """Group the segments that may be sealed now."""
+    """Group the segments that may be sealed now.
+
+    Those of writers that wrote little and closed, such as clients of one trajectory each, wait for
+    each other, so that they become few shards; but not until the end, as everybody looks at all
+    segments there are.
+    """
     batch: list[SegmentState] = []
+    small: list[SegmentState] = []
     for name in sorted(store.inflight.segments):
         if writer and writer_of(name) != writer:
             continue
         state = store.inflight.segments[name]
-        is_ready = state.is_closed and state.is_full
-        if not is_ready and not (final and not store.inflight.is_writable(name)):
-            continue
-        batch.append(state)
-        if sum(item.size for item in batch) >= shard_bytes or len(batch) >= _MAX_BATCH:
-            yield batch
-            batch = []
+        if (state.is_closed and state.is_full) or (final and not store.inflight.is_writable(name)):
+            batch.append(state)
+        elif state.is_closed and not state.runs:
+            small.append(state)
+        for group in (batch, small):
+            if sum(item.size for item in group) >= shard_bytes or len(group) >= _MAX_BATCH:
+                yield list(group)
+                group.clear()
     if batch:
         yield batch
 

@@ -59,6 +59,7 @@ class _Segment:
     fd: int
     size: int = 0
     unsynced: int = 0
+    is_torn: bool = False  # there may be part of a group beyond size
     is_full: bool = False
     is_closed: bool = False
     open: set[int] = field(default_factory=set)
@@ -328,8 +329,13 @@ class Writer:
         return self._open[traj]
 
     def _stored(self, spec: FieldSpec, values: np.ndarray, where: str) -> tuple[np.ndarray, bool]:
-        """Cast to the stored type, check, and merge tensor axes so that four are enough."""
+        """Cast to the stored type, check, and merge axes so that four are enough."""
         given = np.asarray(values)
+        if given.dtype.kind not in "biuf" or np.ma.is_masked(values):
+            raise SchemaError(
+                f"{where}: field {spec.name!r} has values of type {given.dtype}, or masked ones; "
+                "real numbers are stored (of a complex field real and imaginary part, as two)"
+            )
         dtype = stored_dtype(spec)
         with np.errstate(over="ignore", invalid="ignore"):
             shown = np.ascontiguousarray(given, dtype=dtype)
@@ -344,14 +350,16 @@ class Writer:
                 )
         if spec.order == 2:
             stored = stored.reshape(*stored.shape[:-2], -1)
+        if stored.ndim > 4:
+            stored = stored.reshape(*stored.shape[:3], -1)
         return stored, given.dtype != kept
 
     def _segment(self) -> _Segment:
         if self._current is None:
             path = self._directory / f"{self.id}.{self._segments:06d}{SUFFIX}"
+            self._segments += 1
             with files.reported(path):
                 self._current = self._new_segment(path)
-            self._segments += 1
         return self._current
 
     def _new_segment(self, path: Path) -> _Segment:
@@ -371,9 +379,15 @@ class Writer:
     def _write(self, segment: _Segment, buffers: list[bytes | memoryview]) -> None:
         """Write one group: whole, or not at all."""
         try:
+            if segment.is_torn:
+                files.truncate(segment.fd, segment.size)
+            segment.is_torn = True
             wrote = files.write_all(segment.fd, buffers)
+            segment.is_torn = False
         except BaseException as error:
-            files.truncate(segment.fd, segment.size)
+            with suppress(OSError):  # then before the next group
+                files.truncate(segment.fd, segment.size)
+                segment.is_torn = False
             if isinstance(error, OSError):
                 raise StoreError(
                     f"{segment.path}: cannot write ({error.strerror}); nothing was kept of this "

@@ -7,6 +7,7 @@ LeVeque 1983), so that statistics of a whole campaign need the manifest only and
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ def to_yaml(values: Mapping[str, Mapping[str, Any]], shards: Iterable[str]) -> s
     lines = [f"# simlab normalisation constants of the train split; shard list {digest}"]
     for key, fields in values.items():
         lines.append(f"{key}:" if fields else f"{key}: {{}}")
-        lines += [f'  "{name}": {_plain(value)}' for name, value in fields.items()]
+        lines += [f"  {json.dumps(name)}: {_plain(value)}" for name, value in fields.items()]
     return "\n".join(lines) + "\n"
 
 

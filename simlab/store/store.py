@@ -15,6 +15,7 @@ Layout of a campaign directory::
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from simlab.store.follow import Event, Position, follow
 from simlab.store.inflight import Inflight
 from simlab.store.manifest import Catalogue, ManifestWriter
 from simlab.store.reader import ShardFiles, Split
+from simlab.store.records import step_bytes
 from simlab.store.schema import Schema
 from simlab.store.seal import SHARD_BYTES, RecoverReport, recover, seal
 from simlab.store.segments import SEGMENT_BYTES, Writer
@@ -290,7 +292,8 @@ class SnapshotStore:
     ) -> list[str]:
         """Turn segments into shards; return the names of the new ones below ``data/``.
 
-        Takes full segments whose trajectories have all ended; with ``final`` also those, full or
+        Takes full segments whose trajectories have all ended, and those closed before they were
+        full once there are enough for a shard; with ``final`` also those, full or
         not, whose writer is closed or dead, and then writes ``stats.yaml``. Without ``final`` it
         returns at once when another process is sealing. With ``writer``, the id of a closed writer,
         only its segments are taken: several processes may each seal their own at the same time.
@@ -405,6 +408,15 @@ class SnapshotStore:
         with files.reported(self.path):
             files.publish(self.path / "stats.yaml", text)
         return values
+
+    @cached_property
+    def step_bytes(self) -> int:
+        """Bytes of one step in a segment."""
+        schema = self.schema
+        return step_bytes(
+            self.storage.record_dtype(spec).itemsize * math.prod(schema.field_shape(spec))
+            for spec in schema.outputs
+        )
 
     @cached_property
     def _which(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Other people's solvers: a few lines send their steps to a store, whatever happens to them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -64,6 +65,50 @@ def test_a_whole_campaign_is_sealed_after_its_last_trajectory(tmp_path):
         assert found[traj].sample.parameters == {"mu": 0.1 * traj}
         expected = np.stack([value(traj, step) for step in range(4)]).astype(np.float32)
         np.testing.assert_array_equal(found[traj].outputs["u"], expected)
+
+
+def test_a_long_campaign_is_sealed_as_it_goes(tmp_path, monkeypatch):
+    """Every client looks at all segments, so they must not become ever more."""
+    monkeypatch.setattr("simlab.store.seal._MAX_BATCH", 5)
+    n = 14
+    run(tmp_path / "s", 0, n=n, stop_at=2)  # left: its segment is needed
+    with pytest.raises(RuntimeError):
+        run(tmp_path / "s", 1, n=n, fields=breaks_with(RuntimeError("no luck")))
+    for traj in range(2, n):
+        run(tmp_path / "s", traj, n=n)
+        store, found = stored(tmp_path / "s")
+        assert store.verify(deep=True) == []
+        assert store.status().n_segments <= 5
+        assert len(found) > traj - 6
+    assert store.failed() == {1: "RuntimeError: no luck"}
+    assert run(tmp_path / "s", 0, n=n) == 2
+    store, found = stored(tmp_path / "s")
+    assert store.verify(deep=True) == []
+    assert store.status().n_segments == 0
+    for traj in (0, *range(2, n)):
+        expected = np.stack([value(traj, step) for step in range(4)]).astype(np.float32)
+        np.testing.assert_array_equal(found[traj].outputs["u"], expected)
+
+
+def test_a_full_disk_while_others_are_sealed_is_not_this_client_s_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr("simlab.store.seal._MAX_BATCH", 2)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr("simlab.store.files.rename", refuse)
+        for traj in range(3):
+            run(tmp_path, traj, n=4)
+    run(tmp_path, 3, n=4)
+    store, found = stored(tmp_path)
+    assert store.verify(deep=True) == []
+    assert set(found) == set(range(4))
+
+
+def test_complex_values_are_refused(tmp_path):
+    with pytest.raises(SchemaError, match="real and imaginary part"):
+        run(tmp_path, fields=lambda step: {"u": 1j * X})
 
 
 def test_an_attempt_that_was_left_goes_on_where_it_was(tmp_path):

@@ -222,6 +222,67 @@ def test_a_fault_at_every_operation(tmp_path, monkeypatch, how):
     assert struck >= total - 6  # now and then the helper thread is first to sync
 
 
+def test_what_could_not_be_cut_is_cut_before_the_next_record(tmp_path, monkeypatch):
+    """A record is torn, and the disk refuses to cut it off as well."""
+    schema = make_schema(1, 2)
+    store = SnapshotStore.create(tmp_path / "s", schema, n=2, seed=SEED)
+    with store.writer() as writer:
+        write(writer, schema, 0)
+        writer.begin(sample_of(schema, 1))
+        writer.append(1, 0, schema.times[0], step_of(schema, 1, 0))
+        with monkeypatch.context() as patch:
+
+            def tear(fd, buffers):
+                os.write(fd, b"".join(buffers)[:100])
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            def refuse(fd, size):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            patch.setattr(files, "write_all", tear)
+            patch.setattr(files, "truncate", refuse)
+            for _ in range(2):
+                with pytest.raises(StoreError, match="nothing was kept of this call"):
+                    writer.append(1, 1, schema.times[1], step_of(schema, 1, 1))
+        writer.append(1, 1, schema.times[1], step_of(schema, 1, 1))
+        writer.finish(1)
+    assert store.verify(deep=True) == []
+    store.seal(final=True)
+    assert_complete(store, 2)
+
+
+@pytest.mark.parametrize("kind", ["shard", "retired"])
+def test_a_line_that_a_follower_saw_and_the_disk_refused(tmp_path, monkeypatch, kind):
+    """What is written later, in place of a line that was cut, is seen by that follower too."""
+    schema = make_schema(1, 2)
+    store = SnapshotStore.create(tmp_path / "s", schema, n=8, seed=SEED)
+    with store.writer(segment_bytes=2500) as writer:
+        for traj in range(8):
+            write(writer, schema, traj)
+    follower, reader = SnapshotStore.open(store.path), Reader(schema)
+    real = files.sync
+    with monkeypatch.context() as patch:
+
+        def sync(fd):
+            path = os.readlink(f"/proc/self/fd/{fd}")
+            if path.endswith(".jsonl"):
+                with open(path) as stream:
+                    if stream.read().splitlines()[-1].startswith(f'{{"v":1,"kind":"{kind}"'):
+                        reader.drain(follower, 5)
+                        raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(fd)
+
+        patch.setattr(files, "sync", sync)
+        with pytest.raises(StoreError, match="cannot write"):
+            store.seal(final=True)
+    store.manifest.append({"kind": "failed", "failed": []})  # another line in its place
+    store.seal(final=True)
+    assert_complete(store, 8)
+    reader.drain(follower, 5)
+    assert reader.done() == set(range(8))
+    assert follower.verify(deep=True) == []
+
+
 # Flipped bytes
 
 
