@@ -229,7 +229,7 @@ class MemoryStream:
 
     def pilot(self, n: int, now: bool = False) -> Statistics | None:
         """Return the statistics of the first ``n`` trajectories by name."""
-        first = [self._trajectories[self._index[name]] for name in self.finished[:n]]
+        first = [self._trajectories[self._index[name]] for name in sorted(self._index)[:n]]
         parts = [Statistics.of(self._encoding, self._encoding.rows(t)) for t in first]
         return Statistics.merged(parts) if parts else None
 
