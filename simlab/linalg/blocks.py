@@ -70,15 +70,21 @@ class Reducer:
         """Return what ``make(*arguments)`` gives on the root, on every rank. Collective.
 
         Small dense problems have ties that two ranks may break differently. A
-        :class:`numpy.linalg.LinAlgError` gives None.
+        :class:`numpy.linalg.LinAlgError` gives None; any other error is raised on every rank.
         """
-        made = None
+        made, error = None, None
         if self.is_root:
             try:
                 made = make(*arguments)
             except np.linalg.LinAlgError:
-                made = None
-        return made if self._comm is None else self._comm.bcast(made)
+                pass
+            except Exception as caught:  # the others wait for an answer
+                error = caught
+        if self._comm is not None:
+            made, error = self._comm.bcast((made, error))
+        if error is not None:
+            raise error
+        return made
 
 
 class Block:

@@ -9,8 +9,9 @@ from linear_systems import convection, convection_system, diffusion, grid_system
 from simlab.core.comm import self_comm, world
 from simlab.core.errors import ConfigError
 from simlab.linalg import petsc as PETSc
+from simlab.linalg.blocks import Reducer
 from simlab.linalg.seed import Seed, seed_space
-from simlab.linalg.system import solvers
+from simlab.linalg.system import LinearSystem, Traits, solvers
 
 RTOL = 1e-9
 RANKS = [1, 2, 3]
@@ -176,3 +177,37 @@ def test_ranks_without_rows():
             everywhere(comm, result.report.converged)
         everywhere(comm, np.allclose(result.x.getArray(), 1.0))
         state.destroy()
+
+
+def refuse(value):
+    raise ValueError(f"cannot do with {value}")
+
+
+@pytest.mark.parallel(RANKS)
+def test_an_error_on_the_root_is_raised_on_every_rank():
+    comm = world()
+    with pytest.raises(ValueError, match="cannot do with 7"):
+        Reducer(PETSc.Comm(comm)).from_root(refuse, 7)
+    everywhere(comm, comm.allreduce(1) == comm.size)
+
+
+@pytest.mark.parallel([3])
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_a_rank_may_have_no_rows(name):
+    comm = world()
+    matrix = diffusion(smooth_field((5, 6)))
+    rows = 15 if comm.rank != 1 else 0
+    part = matrix[15:] if comm.rank else matrix[:rows]
+    part = part[:rows]
+    csr = (part.indptr.astype("i4"), part.indices.astype("i4"), part.data)
+    A = PETSc.Mat().createAIJ(((rows, 30), (rows, 30)), csr=csr, comm=comm)
+    b = A.createVecLeft()
+    b.set(1.0)
+    system = LinearSystem(A, b, Traits(spd=True, symmetric=True))
+    solver = built(name)
+    state = solver.init(system)
+    for _ in range(3):
+        result, state = solver.solve(system, state)
+        everywhere(comm, result.report.converged)
+        A.scale(1.5)
+    state.destroy()
