@@ -26,14 +26,15 @@ def test_the_corner_is_a_twentieth_of_the_box_and_nothing_else_changes():
 
 @pytest.mark.slow
 def test_rows_say_what_each_arm_did():
-    rows = bench.rows(seeds=(3011,), group="smoke", is_small=True)
+    rows = bench.rows(seeds=(3011,), group="explore", is_small=True)
     assert [row["draws"] for row in rows] == list(bench.ARMS)
-    uniform, bred, weighted = rows
+    uniform, bred, weighted, oracle = rows
     assert uniform["ess"] == 1.0
     assert bred["ess"] < 1.0
     assert all(np.isfinite(row["p99_K"]) and row["p99_K"] > row["mean_K"] > 0 for row in rows)
     assert bred["mean_K"] != uniform["mean_K"]
     assert weighted["p99_K"] != bred["p99_K"]
-    again = bench.rows(seeds=(3011,), group="smoke", is_small=True)
+    assert oracle["runs_in_corner"] > 0.5 > uniform["runs_in_corner"]
+    again = bench.rows(seeds=(3011,), group="explore", is_small=True)
     assert again == rows
     assert bench.ratios(rows)["breed_p99_over_uniform"] == bred["p99_K"] / uniform["p99_K"]
