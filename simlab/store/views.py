@@ -24,6 +24,7 @@ import numpy as np
 
 from simlab.core.errors import StoreError
 from simlab.store import files
+from simlab.store.drafts import Draft
 from simlab.store.schema import FieldSpec
 from simlab.store.shards import field_path
 from simlab.store.splits import SPLITS
@@ -57,15 +58,20 @@ def places(store: SnapshotStore, order: Sequence[str]) -> tuple[list[_Place], di
 def draft(store: SnapshotStore, name: str) -> Iterator[tuple[h5py.File, Path]]:
     """Write a view under another name and rename it when it is whole; gives the file and path."""
     path = store.path / "views" / name
-    path.parent.mkdir(exist_ok=True)
     unfinished = path.with_name(f".{name}.{files.process_id()}")
-    try:
-        with h5py.File(unfinished, "w", libver=("v110", "v110")) as file:
-            file.attrs["simlab_campaign"] = store.uuid
-            yield file, path
-        files.rename(unfinished, path)
-    finally:
-        files.unlink(unfinished)
+    with files.reported(path):
+        path.parent.mkdir(exist_ok=True)
+        fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            room = Draft(fd)
+            with h5py.File(room, "w", libver=("v110", "v110")) as file:
+                file.attrs["simlab_campaign"] = store.uuid
+                yield file, path
+            room.finish()
+            files.rename(unfinished, path)
+        finally:
+            os.close(fd)
+            files.unlink(unfinished)
 
 
 def show(

@@ -9,19 +9,18 @@ samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as XML
 
-import h5py
 import numpy as np
 
 from simlab.core.errors import ConfigError
 from simlab.store import files
-from simlab.store.reader import Split
 from simlab.store.schema import FieldSpec, Mesh
 from simlab.store.shards import field_path
+from simlab.store.views import draft
 
 if TYPE_CHECKING:
     from simlab.store.store import SnapshotStore
@@ -56,11 +55,16 @@ def xdmf(
         Trajectories to show; default: all that are sealed.
     """
     chosen = store.split(split)
-    if ids is not None:
-        missing = sorted(set(ids) - set(chosen.ids.tolist()))
-        if missing:
-            raise ConfigError(f"xdmf: trajectory {missing[0]} is not sealed in {split}")
-    wanted = [i for i, traj in enumerate(chosen.ids.tolist()) if ids is None or traj in set(ids)]
+    asked = None if ids is None else set(ids)
+    missing = sorted((asked or set()) - set(chosen.ids.tolist()))
+    if missing:
+        raise ConfigError(f"xdmf: trajectory {missing[0]} is not sealed in {split}")
+    wanted = [
+        (traj, place)
+        for traj, place in zip(chosen.ids.tolist(), chosen.places(), strict=True)
+        if asked is None or traj in asked
+    ]
+    n_rows = {shard.name: len(shard.traj) for shard in store.catalogue.live_shards}
     made = []
     schema = store.schema
     for location in ("grid", "vertex"):
@@ -72,22 +76,22 @@ def xdmf(
             _write_grid(store)
         if len(schema.times) == 1:
             path = store.path / "views" / f"{split}{suffix}.xdmf"
-            frames = [(float(chosen.ids[i]), i, 0) for i in wanted]
-            made.append(_write(store, chosen, path, specs, frames))
+            frames = [(float(traj), place, 0) for traj, place in wanted]
+            made.append(_write(store, path, specs, frames, n_rows))
             continue
-        for i in wanted:
-            path = store.path / "views" / f"{split}_t{chosen.ids[i]:08d}{suffix}.xdmf"
-            frames = [(time, i, step) for step, time in enumerate(schema.times)]
-            made.append(_write(store, chosen, path, specs, frames))
+        for traj, place in wanted:
+            path = store.path / "views" / f"{split}_t{traj:08d}{suffix}.xdmf"
+            frames = [(time, place, step) for step, time in enumerate(schema.times)]
+            made.append(_write(store, path, specs, frames, n_rows))
     return made
 
 
 def _write(
     store: SnapshotStore,
-    split: Split,
     path: Path,
     specs: Sequence[FieldSpec],
-    frames: Iterable[tuple[float, int, int]],
+    frames: Iterable[tuple[float, tuple[str, int], int]],
+    n_rows: Mapping[str, int],
 ) -> Path:
     root = XML.Element("Xdmf", Version="3.0")
     domain = XML.SubElement(root, "Domain")
@@ -98,11 +102,8 @@ def _write(
         GridType="Collection",
         CollectionType="Temporal",
     )
-    places = split.places()
-    n_rows = {shard.name: len(shard.traj) for shard in store.catalogue.live_shards}
     on_mesh = specs[0].location == "vertex"
-    for time, i, step in frames:
-        name, row = places[i]
+    for time, (name, row), step in frames:
         parent = series
         kinds = _top_cells(store.schema.mesh) if on_mesh and store.schema.mesh else [None]
         if len(kinds) > 1:
@@ -122,7 +123,8 @@ def _write(
                 _attributes(grid, store, spec, name, n_rows[name], row, step)
     XML.indent(root)
     text = '<?xml version="1.0" ?>\n' + XML.tostring(root, encoding="unicode") + "\n"
-    files.publish(path, text)
+    with files.reported(path):
+        files.publish(path, text)
     return path
 
 
@@ -132,12 +134,8 @@ def _write_grid(store: SnapshotStore) -> None:
     mesh = np.meshgrid(*(axis.coordinates for axis in schema.axes), indexing="ij")
     points = np.zeros((*schema.shape, 3), dtype=np.float32)
     points[..., : schema.n_dims] = np.stack(mesh, axis=-1)
-    path = store.path / "views" / "grid.h5"
-    path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    with h5py.File(draft, "w", libver=("v110", "v110")) as file:
+    with draft(store, "grid.h5") as (file, _):
         file["points"] = points
-    draft.replace(path)
 
 
 def _structured(grid: XML.Element, store: SnapshotStore) -> None:
