@@ -50,7 +50,7 @@ from simlab.core.reports import Reason
 from simlab.linalg.blocks import Block, subtract
 from simlab.linalg.deflation import DeflationState
 from simlab.linalg.krylov import needs_entries
-from simlab.linalg.ksp import Stopwatch
+from simlab.linalg.ksp import Job
 from simlab.linalg.pencil import StepLog, inverse_over, lowest
 from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
@@ -193,7 +193,7 @@ class DeflatedCGState(DeflationState):
         self._work.destroy()
         super().destroy()
 
-    def _install(self, system: LinearSystem, done: Any) -> None:
+    def _install(self, system: LinearSystem, job: Job) -> None:
         """Make ``W = A U`` and ``E`` for this system's matrix. Collective."""
         self._look_at(system)
         if (
@@ -207,7 +207,7 @@ class DeflatedCGState(DeflationState):
         self._k, self._n_carried = k, n_carried
         U, W = self.deflated_pair()
         U[:, :n_static], U[:, n_static:] = self.static, self.carried
-        self._make_images(system, done)
+        self._make_images(system, job)
         with np.errstate(invalid="ignore", over="ignore"):  # spoilt columns are found below
             gram = self._reduce.gram(U, W)
         kept, self._E_inverse = self._reduce.from_root(inverse_over, gram)
@@ -236,29 +236,20 @@ class DeflatedCGState(DeflationState):
             subtract(x, U, -d)
             subtract(r, W, d)
 
-    def _iterate(
-        self,
-        system: LinearSystem,
-        rtol: float,
-        max_iterations: int,
-        size: float,
-        done: Any,
-        history: list[float],
-        watch: Stopwatch,
-    ) -> None:
+    def _iterate(self, job: Job) -> None:
         """Iterate until the true residual meets the tolerance."""
-        s = self._settings
+        system, s = job.system, self._settings
         carried = self.carried
         gate = self._admitting_gate()
         renews = s.carried > 0 and (gate is None or gate.admits())
         if not renews and self.carried.shape[1]:
             self.forget()
-        self._install(system, done)
-        watch.lap("recycle")
+        self._install(system, job)
+        job.watch.lap("recycle")
         self.x.set(0.0)
         r = self._work.array[:, 0]
         r[...] = system.b.getArray(readonly=True)
-        self.captured = self._start(r) / size
+        self.captured = self._start(r) / job.size
         norms: list[float] = []
         log = StepLog(s.harvest if renews else 0, self._k)
         ended: Reason | None = None
@@ -269,25 +260,25 @@ class DeflatedCGState(DeflationState):
             with self.x as x:
                 if restart:
                     self._deflate(r, x)
-                ended = self._recur(system, x, rtol * size, max_iterations, done, taken, norms)
-            self._true_residual(system, r, done, size)
-            watch.lap("solve")
-            if done.relres <= rtol:
+                ended = self._recur(job, x, taken, norms)
+            self._true_residual(system, r, job, job.size)
+            job.watch.lap("solve")
+            if job.relres <= job.rtol:
                 ended = Reason.CONVERGED
                 break
             if ended is Reason.ITERATION_LIMIT:
                 break
-        done.reason = Reason.STAGNATED if ended is None else ended
+        job.reason = Reason.STAGNATED if ended is None else ended
         if ended is Reason.NON_FINITE:
-            done.reason = Reason.BREAKDOWN
-        if not isfinite(done.relres):
-            self._fail(done, Reason.BREAKDOWN, "values that are not finite")
+            job.reason = Reason.BREAKDOWN
+        if not isfinite(job.relres):
+            self._fail(job, Reason.BREAKDOWN, "values that are not finite")
         if s.history:
-            history += [value / size for value in norms]
-        if done.reason is Reason.CONVERGED and log.n_pairs and log.k == self._k:
+            job.history += [value / job.size for value in norms]
+        if job.reason is Reason.CONVERGED and log.n_pairs and log.k == self._k:
             self._renew(log)
-        watch.lap("recycle")
-        self._book(gate, not renews, carried, done)
+        job.watch.lap("recycle")
+        self._book(gate, not renews, carried, job)
 
     def _start(self, r: np.ndarray) -> float:
         """Deflate the right-hand side; return the length of what that took out. Collective."""
@@ -297,17 +288,17 @@ class DeflatedCGState(DeflationState):
         before -= r
         return sqrt(float(self._reduce.sum(np.array([before @ before]))[0]))
 
-    def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
+    def _true_residual(self, system: LinearSystem, r: np.ndarray, job: Job, size: float) -> None:
         """Write ``b - A x`` to ``r``; start from zero where x is lost. Collective."""
         if self._null_space is not None:
             self._null_space.remove(self.x)
         system.A.mult(self.x, self._r)
         self._r.aypx(-1.0, system.b)
-        done.operator_applies += 1
-        done.relres = self._r.norm() / size
-        if not isfinite(done.relres):
+        job.operator_applies += 1
+        job.relres = self._r.norm() / size
+        if not isfinite(job.relres):
             self.x.set(0.0)
-        r[...] = (system.b if not isfinite(done.relres) else self._r).getArray(readonly=True)
+        r[...] = (system.b if not isfinite(job.relres) else self._r).getArray(readonly=True)
 
     def _mend(self, system: LinearSystem, ended: Reason | None) -> bool:
         """Prepare another attempt, and say whether there is any point in one."""
@@ -322,21 +313,12 @@ class DeflatedCGState(DeflationState):
         self._k, self._n_carried, self._installed = 0, 0, None
         return True
 
-    def _recur(
-        self,
-        system: LinearSystem,
-        x: np.ndarray,
-        goal: float,
-        max_iterations: int,
-        done: Any,
-        log: StepLog,
-        norms: list[float],
-    ) -> Reason | None:
-        """Iterate until the recurrence's residual reaches the goal; None says it did. Collective.
+    def _recur(self, job: Job, x: np.ndarray, log: StepLog, norms: list[float]) -> Reason | None:
+        """Iterate until the recurrence's residual meets the tolerance; None: it did. Collective.
 
         ``r`` in the work block and ``x`` are kept up to date.
         """
-        A, total = system.A, self._reduce.sum
+        system, total, goal = job.system, self._reduce.sum, job.rtol * job.size
         r, z = self._work.array[:, 0], self._work.array[:, 1]
         U, W = self.deflated_pair()
         k, keeps_history = self._k, self._settings.history
@@ -351,13 +333,13 @@ class DeflatedCGState(DeflationState):
                 return Reason.NON_FINITE
             if norm > _DIVERGED * start:
                 return Reason.DIVERGED
-            if done.iterations >= max_iterations:
+            if job.iterations >= job.max_iterations:
                 return Reason.ITERATION_LIMIT
             if n_since_check == _CHECK_EVERY and k:
                 n_since_check = 0
                 self._project_again(system, r, x, rho)
             self._apply_pc(self._work.touch(0), self._work.vecs[1])
-            done.pc_applies += 1
+            job.pc_applies += 1
             np.matmul(W.T, z, out=products[:k])
             products[k] = r @ z
             reduced = total(products)
@@ -379,9 +361,9 @@ class DeflatedCGState(DeflationState):
                 p[...] = z
             if k:
                 subtract(p, U, self._E_inverse @ reduced[:k])
-            A.mult(self._D.touch(column), self._Q.vecs[column])
-            done.operator_applies += 1
-            done.iterations += 1
+            system.A.mult(self._D.touch(column), self._Q.vecs[column])
+            job.operator_applies += 1
+            job.iterations += 1
             n_since_check += 1
             q = self._Q.array[:, column]
             energy = float(total(np.array([p @ q]))[0])

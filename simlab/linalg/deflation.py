@@ -20,7 +20,7 @@ import numpy as np
 from simlab.linalg.blocks import Block, FixedImages, Reducer, apply_operator
 from simlab.linalg.gate import Gate
 from simlab.linalg.krylov import preconditioner_options
-from simlab.linalg.ksp import KSPState
+from simlab.linalg.ksp import Job, KSPState
 from simlab.linalg.options import merged
 from simlab.linalg.system import LinearSystem
 
@@ -105,20 +105,20 @@ class DeflationState(KSPState):
         if self._null_space is not None:
             self._null_space.remove(z)
 
-    def _make_images(self, system: LinearSystem, done: Any) -> None:
+    def _make_images(self, system: LinearSystem, job: Job) -> None:
         """Write ``A U`` for the static and carried columns before ``k_max``. Collective."""
         n_carried = self.carried.shape[1]
         middle = self._k_max - n_carried
         first = middle - self.static.shape[1]
-        done.operator_applies += n_carried
-        done.operator_applies += self._images.combine(system, self._D, self._Q, first, middle)
+        job.operator_applies += n_carried
+        job.operator_applies += self._images.combine(system, self._D, self._Q, first, middle)
         apply_operator(system.A, self._D, self._Q, middle, self._k_max)
 
     def _admitting_gate(self) -> Gate | None:
         """Return the gate where it has a say: not over the first system, which carries nothing."""
         return self._gate if self._n_solved else None
 
-    def _book(self, gate: Gate | None, is_control: bool, carried: np.ndarray, done: Any) -> None:
+    def _book(self, gate: Gate | None, is_control: bool, carried: np.ndarray, job: Job) -> None:
         """Report a solve to the gate; after a control ``carried`` is the next system's. Collective.
 
         Unless the control was the last: then carrying has ended.
@@ -127,7 +127,7 @@ class DeflationState(KSPState):
         if gate is None or not gate.is_open:
             return
         said = gate.book(self.captured, self._drift)
-        done.note = "; ".join(filter(None, (done.note, said)))
+        job.note = "; ".join(filter(None, (job.note, said)))
         if is_control:
             self.forget()
         if not gate.is_open:

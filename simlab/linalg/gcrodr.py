@@ -41,7 +41,7 @@ from simlab.linalg.blocks import Block, orthonormalise, subtract, transform
 from simlab.linalg.deflation import DeflationState
 from simlab.linalg.harmonic import handed_on
 from simlab.linalg.krylov import needs_entries
-from simlab.linalg.ksp import Stopwatch
+from simlab.linalg.ksp import Job
 from simlab.linalg.least_squares import HessenbergLeastSquares
 from simlab.linalg.seed import Seed, seed_space, static_vectors
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
@@ -222,7 +222,7 @@ class GCRODRState(DeflationState):
         """Return the coefficients of ``U c`` with respect to the columns that are stored."""
         return c if self._mix is None else self._mix @ c
 
-    def _install(self, system: LinearSystem, done: Any) -> None:
+    def _install(self, system: LinearSystem, job: Job) -> None:
         """Make ``A U = C``, ``C^T C = I`` for this system's matrix. Collective."""
         self._look_at(system)
         if self._image_version == system.version:
@@ -236,10 +236,10 @@ class GCRODRState(DeflationState):
             inner[...] = self.carried
             for j in range(first, self._k_max):
                 self._apply_pc(self._Y.touch(j), self._D.vecs[j])
-            done.pc_applies += n_carried
+            job.pc_applies += n_carried
         elif self._mix is None:
             U[:, :n_static], U[:, n_static:] = self.static, self.carried
-        self._make_images(system, done)
+        self._make_images(system, job)
         T = orthonormalise(self._Q.array[:, part], self._reduce)
         self._k = T.shape[1]
         self._n_fixed = int(np.any(T[:n_static], axis=1).sum())
@@ -275,74 +275,65 @@ class GCRODRState(DeflationState):
                 taken = max(taken, float(np.linalg.norm(c)))
         return taken
 
-    def _iterate(
-        self,
-        system: LinearSystem,
-        rtol: float,
-        max_iterations: int,
-        size: float,
-        done: Any,
-        history: list[float],
-        watch: Stopwatch,
-    ) -> None:
+    def _iterate(self, job: Job) -> None:
         """Cycle until the true residual meets the tolerance."""
-        settings, carried = self._settings, self.carried
+        system, settings, carried = job.system, self._settings, self.carried
         gate = self._admitting_gate()
         self._carries = settings.update != "never" and (gate is None or gate.admits())
         if not self._carries:
             if gate is not None and gate.watches and self._k:
                 self._before = self.deflated_pair()[1].copy()
             self.forget()
-        self._install(system, done)
-        watch.lap("recycle")
+        self._install(system, job)
+        job.watch.lap("recycle")
         self.x.set(0.0)
         r = np.array(system.b.getArray(readonly=True))
-        self.captured = self._deflate(r) / size
+        self.captured = self._deflate(r) / job.size
         self._norms = []
         self._has_renewed = False
         is_due = self._n_solved % settings.interval == 0 or not self.carried.shape[1]
         self._renews = settings.carried > 0 and (is_due or not self._carries)
-        limit, ended = max_iterations, None
+        limit, ended = job.max_iterations, None
         is_control = gate is not None and gate.is_open and not self._carries
         if is_control:
             limit = min(limit, _PATIENCE * self._usual + settings.restart)
         for repair in range(1 + _N_REPAIRS):
             if repair:
-                self._mend(system, r, ended, done)
-            ended = self._cycles(system, r, rtol * size, limit, done)
-            self._true_residual(system, r, done, size)
-            watch.lap("solve")
-            if done.relres <= rtol:
+                self._mend(system, r, ended, job)
+            ended = self._cycles(system, r, job.rtol * job.size, limit, job)
+            self._true_residual(system, r, job, job.size)
+            job.watch.lap("solve")
+            if job.relres <= job.rtol:
                 ended = Reason.CONVERGED
                 break
-            if ended is Reason.ITERATION_LIMIT and limit == max_iterations:
+            if ended is Reason.ITERATION_LIMIT and limit == job.max_iterations:
                 break
             if ended is Reason.ITERATION_LIMIT:  # too long for a control: finish with what is kept
-                limit, self._carries, self.carried = max_iterations, True, carried
+                limit, self._carries, self.carried = job.max_iterations, True, carried
                 self._image_version = None
-                self._install(system, done)
-        done.reason = ended or Reason.STAGNATED
-        if ended is Reason.NON_FINITE or not isfinite(done.relres):
-            self._fail(done, Reason.BREAKDOWN, "values that are not finite")
+                self._install(system, job)
+        job.reason = ended or Reason.STAGNATED
+        if ended is Reason.NON_FINITE or not isfinite(job.relres):
+            self._fail(job, Reason.BREAKDOWN, "values that are not finite")
         if settings.history:
-            history += [value / size for value in self._norms]
+            job.history += [value / job.size for value in self._norms]
         if self._has_renewed and self._carries:
             U = self.deflated_pair()[0]
             if self._Y is not None:
                 U = self._Y.array[:, self._k_max - self._k :]
             self.carried = np.array(U[:, self._n_fixed :], order="F")
-            self._usual = done.iterations
-        self._book(gate, not self._carries, carried, done)
+            self._usual = job.iterations
+        self._book(gate, not self._carries, carried, job)
 
-    def _true_residual(self, system: LinearSystem, r: np.ndarray, done: Any, size: float) -> None:
+    def _true_residual(self, system: LinearSystem, r: np.ndarray, job: Job, size: float) -> None:
         """Write ``b - A x`` to ``r``. Collective."""
         system.A.mult(self.x, self._r)
         self._r.aypx(-1.0, system.b)
         r[...] = self._r.getArray(readonly=True)
-        done.operator_applies += 1
-        done.relres = self._r.norm() / size
+        job.operator_applies += 1
+        job.relres = self._r.norm() / size
 
-    def _mend(self, system: LinearSystem, r: np.ndarray, ended: Reason | None, done: Any) -> None:
+    def _mend(self, system: LinearSystem, r: np.ndarray, ended: Reason | None, job: Job) -> None:
         """Prepare another attempt after drift, a breakdown or values that are not finite."""
         if ended is Reason.NON_FINITE:
             self.forget()
@@ -351,11 +342,11 @@ class GCRODRState(DeflationState):
             noise = np.random.default_rng(7193 + system.A.comm.rank).standard_normal(r.size)
             with self.x as x:
                 x += 1e-3 * np.abs(x).max(initial=0.0) * noise
-            self._true_residual(system, r, done, 1.0)
+            self._true_residual(system, r, job, 1.0)
         self._deflate(r)
 
     def _cycles(
-        self, system: LinearSystem, r: np.ndarray, goal: float, max_iterations: int, done: Any
+        self, system: LinearSystem, r: np.ndarray, goal: float, max_iterations: int, job: Job
     ) -> Reason | None:
         """Cycle until the recurrence's residual reaches the goal, and say why it ended otherwise.
 
@@ -363,10 +354,10 @@ class GCRODRState(DeflationState):
         """
         norm = sqrt(self._reduce.sum(np.array([r @ r]))[0])
         while norm > goal:
-            steps = min(self._settings.restart - self._k, max_iterations - done.iterations)
+            steps = min(self._settings.restart - self._k, max_iterations - job.iterations)
             if steps <= 0:
                 return Reason.ITERATION_LIMIT
-            norm, fault = self._cycle(system, r, norm, goal, steps, done)
+            norm, fault = self._cycle(system, r, norm, goal, steps, job)
             if fault:
                 return fault
         return None if isfinite(norm) else Reason.NON_FINITE
@@ -378,7 +369,7 @@ class GCRODRState(DeflationState):
         norm: float,
         goal: float,
         steps: int,
-        done: Any,
+        job: Job,
     ) -> tuple[float, Reason | None]:
         """Run one cycle: update solution and residual ``r``, then the deflated pair. Collective."""
         V, first = self._k_max, self._k_max - self._k  # columns where V and [C V] begin
@@ -393,9 +384,9 @@ class GCRODRState(DeflationState):
             j = small.n
             self._apply_pc(self._Q.touch(V + j), self._D.vecs[V + j])
             system.A.mult(self._D.vecs[V + j], self._Q.vecs[V + j + 1])
-            done.iterations += 1
-            done.operator_applies += 1
-            done.pc_applies += 1
+            job.iterations += 1
+            job.operator_applies += 1
+            job.pc_applies += 1
             column, length, loss = orthogonalise(Q, first, V, V + j + 1, loss, self._reduce)
             if not isfinite(length):
                 return norm, Reason.NON_FINITE

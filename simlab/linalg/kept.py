@@ -31,7 +31,7 @@ from simlab.core.reports import Reason
 from simlab.linalg.blocks import Reducer
 from simlab.linalg.direct import Package, factor_options
 from simlab.linalg.krylov import preconditioner_options
-from simlab.linalg.ksp import KSPState, Stopwatch
+from simlab.linalg.ksp import Job, KSPState
 from simlab.linalg.options import merged
 from simlab.linalg.system import LinearSystem, SolveResult, solvers
 
@@ -214,48 +214,41 @@ class KeptState(KSPState):
         """The solver in one line: ``cg+kept cholesky(cholmod)``."""
         return super().name.replace("+", "+kept ", 1)
 
-    def _set_up(self, system: LinearSystem, done: Any) -> None:
+    def _set_up(self, system: LinearSystem, job: Job) -> None:
         """Make a factor when there is none or its life is over."""
         has_other = self._version is not None and self._version != system.version
         if has_other and not self._lifetime.is_over:
             self.ksp.getPC().setReusePreconditioner(True)
             self.ksp.setOperators(system.A)
-            done.note = f"factor of an earlier matrix, in use for {self._lifetime.age} systems"
+            job.note = f"factor of an earlier matrix, in use for {self._lifetime.age} systems"
             return
-        self._renew(system, done)
+        self._renew(system, job)
 
-    def _renew(self, system: LinearSystem, done: Any) -> None:
+    def _renew(self, system: LinearSystem, job: Job) -> None:
         n_setups, start = self.n_setups, time.process_time()
-        super()._set_up(system, done)
+        super()._set_up(system, job)
         if self.n_setups > n_setups:
             self._lifetime.begin(self._seconds_since(start))
 
-    def _iterate(
-        self,
-        system: LinearSystem,
-        rtol: float,
-        max_iterations: int,
-        size: float,
-        done: Any,
-        history: list[float],
-        watch: Stopwatch,
-    ) -> None:
+    def _iterate(self, job: Job) -> None:
         """Solve; where the factor of another matrix fails or drags on, again with a new one."""
-        start, is_own = time.process_time(), self._version == system.version
-        limit = max_iterations if is_own else int(min(max_iterations, self._lifetime.limit))
-        super()._iterate(system, rtol, limit, size, done, history, watch)
-        if not (is_own or done.reason is Reason.CONVERGED):
-            said = f"gave up the factor of an earlier matrix after {done.iterations} iterations"
+        start, is_own = time.process_time(), self._version == job.system.version
+        asked = job.max_iterations
+        job.max_iterations = asked if is_own else int(min(asked, self._lifetime.limit))
+        super()._iterate(job)
+        job.max_iterations = asked
+        if not (is_own or job.reason is Reason.CONVERGED):
+            said = f"gave up the factor of an earlier matrix after {job.iterations} iterations"
             self._lifetime.give_up(self._seconds_since(start))
             self.forget_factor()
-            done.reason, done.note = Reason.STAGNATED, said
-            self._renew(system, done)
-            watch.lap("setup")
-            if self._version != system.version:  # the set-up failed and says why
+            job.reason, job.note = Reason.STAGNATED, said
+            self._renew(job.system, job)
+            job.watch.lap("setup")
+            if self._version != job.system.version:  # the set-up failed and says why
                 return
             start = time.process_time()
-            super()._iterate(system, rtol, max_iterations, size, done, history, watch)
-        self._lifetime.book(self._seconds_since(start), done.iterations)
+            super()._iterate(job)
+        self._lifetime.book(self._seconds_since(start), job.iterations)
 
     def _seconds_since(self, start: float) -> float:
         """Return the root's CPU seconds on every rank. Collective."""

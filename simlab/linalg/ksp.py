@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from simlab.linalg.system import LinearSystem, SolveResult
 if TYPE_CHECKING:
     from petsc4py import PETSc as PETScTypes
 
-__all__ = ["KSPState", "Stopwatch", "check_layout", "checked_values"]
+__all__ = ["Job", "KSPState", "Stopwatch", "check_layout", "checked_values"]
 
 _N_CORRECTIONS = 3
 _RESIDUAL_NORM_METHODS = {  # KSP types whose own test can use ||b - A x||
@@ -102,9 +102,29 @@ def checked_values(A: PETScTypes.Mat, ones: PETScTypes.Vec, out: PETScTypes.Vec)
 
 
 @dataclass
-class _Progress:
-    """What a solve has done so far."""
+class Job:
+    """One solve: what is asked for, and what has been done so far.
 
+    Attributes
+    ----------
+    system : LinearSystem
+    rtol : float
+    max_iterations : int
+    size : float
+        ``||b||``.
+    watch : Stopwatch
+    history : list of float
+        Residual norms relative to ``||b||``, where they are kept.
+    relres : float
+        True residual relative to ``||b||``.
+    """
+
+    system: LinearSystem
+    rtol: float
+    max_iterations: int
+    size: float
+    watch: Stopwatch
+    history: list[float] = field(default_factory=list)
     iterations: int = 0
     operator_applies: int = 0
     pc_applies: int = 0
@@ -186,32 +206,31 @@ class KSPState:
         """Solve one system. Collective."""
         check_layout(system, self.x)
         watch = Stopwatch()
-        done = _Progress()
         size = system.b.norm()
-        history: list[float] = []
+        job = Job(system, rtol, max_iterations, size, watch)
         if size == 0.0:
             self.x.set(0.0)
-            done.reason, done.relres, done.note = Reason.CONVERGED, 0.0, "zero right-hand side"
+            job.reason, job.relres, job.note = Reason.CONVERGED, 0.0, "zero right-hand side"
         elif not isfinite(size) or not self._matrix_is_finite(system):
-            self._fail(done, Reason.NON_FINITE)
+            self._fail(job, Reason.NON_FINITE)
         else:
-            self._set_up(system, done)
+            self._set_up(system, job)
             watch.lap("setup")
-            if done.reason is Reason.STAGNATED:
-                self._iterate(system, rtol, max_iterations, size, done, history, watch)
+            if job.reason is Reason.STAGNATED:
+                self._iterate(job)
         watch.lap("check")
-        self._is_spoilt = self._is_spoilt or done.reason in _SPOILING
+        self._is_spoilt = self._is_spoilt or job.reason in _SPOILING
         report = SolveReport(
             solver=self.name,
-            reason=done.reason,
-            iterations=done.iterations,
-            operator_applies=done.operator_applies,
-            pc_applies=done.pc_applies,
-            true_relres=done.relres,
+            reason=job.reason,
+            iterations=job.iterations,
+            operator_applies=job.operator_applies,
+            pc_applies=job.pc_applies,
+            true_relres=job.relres,
             rtol=rtol,
-            history=tuple(history),
+            history=tuple(job.history),
             seconds=watch.seconds,
-            note=done.note,
+            note=job.note,
         )
         return SolveResult(self.x, report)
 
@@ -244,15 +263,15 @@ class KSPState:
         """Check new values; those of a known version have been checked."""
         return system.version == self._version or checked_values(system.A, self._d, self._r)
 
-    def _fail(self, done: _Progress, reason: Reason, note: str = "") -> None:
+    def _fail(self, job: Job, reason: Reason, note: str = "") -> None:
         self.x.set(0.0)
-        done.reason, done.relres, done.note = reason, np.nan, note
+        job.reason, job.relres, job.note = reason, np.nan, note
 
-    def _set_up(self, system: LinearSystem, done: _Progress) -> None:
+    def _set_up(self, system: LinearSystem, job: Job) -> None:
         is_kept = system.version == self._version
         self.ksp.getPC().setReusePreconditioner(is_kept)
         if is_kept:
-            done.note = "factor kept" if self._is_direct else "preconditioner kept"
+            job.note = "factor kept" if self._is_direct else "preconditioner kept"
             return
         self._version = None
         if self._is_spoilt:  # what a preconditioner keeps of a matrix it failed on may be NaN
@@ -266,76 +285,69 @@ class KSPState:
         except PETSc.Error as error:
             is_singular = self._is_direct or error.ierr in _ZERO_PIVOT
             reason = Reason.SINGULAR if is_singular else Reason.SETUP_FAILED
-            self._fail(done, reason, f"PETSc error {error.ierr} in set-up")
+            self._fail(job, reason, f"PETSc error {error.ierr} in set-up")
             return
         self._version = system.version
         self.n_setups += 1
 
-    def _iterate(
-        self,
-        system: LinearSystem,
-        rtol: float,
-        max_iterations: int,
-        size: float,
-        done: _Progress,
-        history: list[float],
-        watch: Stopwatch,
-    ) -> None:
+    def _iterate(self, job: Job) -> None:
         """Solve, check, and solve for the rest as long as that helps."""
-        b, x = system.b, self.x
+        system, x, b = job.system, self.x, job.system.b
         best = np.inf
         for attempt in range(1 + _N_CORRECTIONS):
-            left = max_iterations - done.iterations
+            left = job.max_iterations - job.iterations
             if left <= 0:
-                done.reason = Reason.ITERATION_LIMIT
+                job.reason = Reason.ITERATION_LIMIT
                 return
-            missing = rtol if attempt == 0 else max(1e-14, 0.5 * rtol / done.relres)
+            missing = job.rtol if attempt == 0 else max(1e-14, 0.5 * job.rtol / job.relres)
             self.ksp.setTolerances(rtol=min(missing, 0.5), atol=0.0, max_it=left)
             target = x if attempt == 0 else self._d
-            ended = self._run(b if attempt == 0 else self._r, target, done)
+            ended = self._run(b if attempt == 0 else self._r, target, job)
             if self._keep_history and attempt == 0:
-                history += [float(value) / size for value in self.ksp.getConvergenceHistory()]
-            watch.lap("solve")
+                job.history += [
+                    float(value) / job.size for value in self.ksp.getConvergenceHistory()
+                ]
+            job.watch.lap("solve")
             if attempt:
                 x.axpy(1.0, self._d)
             system.A.mult(x, self._r)
             self._r.aypx(-1.0, b)
-            done.operator_applies += 1
-            done.relres = self._r.norm() / size
-            watch.lap("check")
-            if done.relres <= rtol:
-                done.reason = Reason.CONVERGED
+            job.operator_applies += 1
+            job.relres = self._r.norm() / job.size
+            job.watch.lap("check")
+            if job.relres <= job.rtol:
+                job.reason = Reason.CONVERGED
                 return
-            if not isfinite(done.relres):
-                self._fail(done, Reason.SINGULAR if self._is_direct else Reason.BREAKDOWN)
+            if not isfinite(job.relres):
+                self._fail(job, Reason.SINGULAR if self._is_direct else Reason.BREAKDOWN)
                 return
             if ended < 0:
-                done.reason = _KSP_REASONS.get(ended, Reason.BREAKDOWN)
+                job.reason = _KSP_REASONS.get(ended, Reason.BREAKDOWN)
                 if self._is_direct:
-                    done.reason = Reason.SINGULAR
+                    job.reason = Reason.SINGULAR
                 return
-            if done.relres > 0.5 * best:  # the last correction did not help
+            if job.relres > 0.5 * best:  # the last correction did not help
                 break
-            best = done.relres
-        done.reason = Reason.STAGNATED
-        if self._is_direct and done.relres > 1e-2:
-            done.reason = Reason.SINGULAR
+            best = job.relres
+        job.reason = Reason.STAGNATED
+        if self._is_direct and job.relres > 1e-2:
+            job.reason = Reason.SINGULAR
 
-    def _run(self, b: PETScTypes.Vec, x: PETScTypes.Vec, done: _Progress) -> int:
+    def _run(self, b: PETScTypes.Vec, x: PETScTypes.Vec, job: Job) -> int:
         """Run the KSP, count what it did, and return its reason code."""
         try:
             with self._inserted():
                 self.ksp.solve(b, x)
         except PETSc.Error as error:
             x.set(0.0)
-            done.note = f"PETSc error {error.ierr} in solve"
+            job.note = f"PETSc error {error.ierr} in solve"
             self._version = None
             return -11
         its, method = self.ksp.getIterationNumber(), self.ksp.getType()
         per_operator, per_pc = _APPLIES.get(method, (1, 1))
         cycles = -(-its // self._restart) if method in _RESTARTED else 0
-        done.iterations += 0 if method == "preonly" else its
-        done.operator_applies += per_operator * its + max(cycles - 1, 0)
-        done.pc_applies += per_pc * its + (0 if method == "fgmres" else cycles)
-        done.pc_applies += method in _ONE_MORE_PC
+        job.iterations += 0 if method == "preonly" else its
+        job.operator_applies += per_operator * its + max(cycles - 1, 0)
+        job.pc_applies += per_pc * its + (0 if method == "fgmres" else cycles)
+        job.pc_applies += method in _ONE_MORE_PC
         return int(self.ksp.getConvergedReason())
