@@ -1,8 +1,9 @@
-"""Settings every test shares: one thread, no window, no web logger."""
+"""Settings every test shares: one thread, no window, no web logger, interrupts that are heard."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,5 +17,10 @@ for name, value in {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts background jobs so, and so would start all that they start,
+    # which these tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent / "pipeline"))

@@ -47,11 +47,9 @@ serially() {
         "${PYTEST[@]}" -m "not parallel and not slow" "$@"
         return
     fi
-    set -m  # or what is started in the background ignores interrupts, which these tests send
     "${PYTEST[@]}" -p no:cacheprovider --color=no -m "not parallel and not slow" "${WHOLE_RUNS[@]}" \
         </dev/null >"$RUN_LOG" 2>&1 &
     local runs=$! failed=0
-    set +m
     "${PYTEST[@]}" -m "not parallel and not slow" "${WHOLE_RUNS[@]/#/--ignore=}" || failed=1
     wait "$runs" || failed=1
     printf '\n== whole runs\n'

@@ -86,16 +86,16 @@ def n_points(dom: str, chart: str) -> int:
 
 def test_a_browser_follows_a_run_to_its_end(tmp_path) -> None:
     out = tmp_path / "run"
-    run = begun("run", CASES / "darcy_online.toml", "--out", out, *SMALL)
+    patience = ("--patience", "900")  # a stopped trainer is not to be taken for a hung one
+    run = begun("run", CASES / "darcy_online.toml", "--out", out, *patience, *SMALL)
     page = None
     try:
-        wait_until(lambda: (out / "manifest.json").exists())
-        page = begun("watch", out)
-        address = re.search(r"http://\S+/", page.stdout.readline())[0]
         wait_until(lambda: any(line["kind"] == "validation" for line in metrics(out)))
         wait_until(lambda: newest_model(RunDirectory(out)))
         trainer = RunDirectory(out).manifest()["processes"]["trainer"]["pid"]
         os.kill(trainer, signal.SIGSTOP)  # however slow the browser is, it sees a run under way
+        page = begun("watch", out)
+        address = re.search(r"http://\S+/", page.stdout.readline())[0]
         wait_until(lambda: data(address)["pictures"]["version"])
         dom = look_at(address, tmp_path / "running.png", width=1300, height=1500)
         os.kill(trainer, signal.SIGCONT)
